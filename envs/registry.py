@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -15,21 +16,39 @@ class EnvironmentNotFound(ValueError):
 
 
 def known_ids() -> list[str]:
-    """Every environment id that `make` accepts on this machine, sorted."""
+    """Every environment id that `make` accepts on this machine, sorted; of Gymnasium's only the newest versions."""
     from envs import atari, gymnasium_vector, mujoco_batch
 
     return sorted({*mujoco_batch.known_ids(), *atari.known_ids(), *gymnasium_vector.known_ids()})
 
 
 def check_id(env_id: str) -> None:
-    """Raise EnvironmentNotFound unless `env_id` is known."""
-    known = known_ids()
-    if env_id in known:
-        return
-    lowered = {name.lower(): name for name in known}
-    near = difflib.get_close_matches(env_id.lower(), lowered, n=3, cutoff=0.5)
-    hint = f"Did you mean {' or '.join(repr(lowered[n]) for n in near)}?" if near else "`neoteny list envs` shows all."
+    """Raise EnvironmentNotFound unless `env_id` is known. Builds nothing: a package it needs may still be missing."""
+    _backend(env_id)
+
+
+def _backend(env_id: str) -> ModuleType:
+    """The first backend that runs this id: a native one before Gymnasium's own."""
+    from envs import atari, gymnasium_vector, mujoco_batch
+
+    for backend in (mujoco_batch, atari):
+        if env_id in backend.known_ids():
+            return backend
+    if gymnasium_vector.accepts(env_id):
+        return gymnasium_vector
+    near = _nearest(env_id)
+    hint = f"Did you mean {' or '.join(repr(name) for name in near)}?" if near else "`neoteny list envs` shows all."
     raise EnvironmentNotFound(f"unknown environment '{env_id}'. {hint}")
+
+
+def _nearest(env_id: str, count: int = 3) -> list[str]:
+    """Known ids that look like this one, best first; the part before the slash may be missing or wrong."""
+    names = known_ids()
+    whole = {name.lower(): name for name in names}
+    ends = {name.lower().partition("/")[2]: name for name in names}
+    near = [whole[match] for match in difflib.get_close_matches(env_id.lower(), whole, count)]
+    near += [ends[match] for match in difflib.get_close_matches(env_id.lower().rpartition("/")[2], ends, count)]
+    return list(dict.fromkeys(near))[:count]
 
 
 def make(
@@ -42,18 +61,14 @@ def make(
 ) -> Runner:
     """Build N environments of one id.
 
-    env_id: `mujoco/HalfCheetah-v5`, `dmc/walker-walk`, `atari/Pong`, `gym/CartPole-v1`.
+    env_id: `mujoco/HalfCheetah-v5`, `dmc/walker-walk`, `atari/Pong`, `gym/CartPole-v1`. Older versions that Gymnasium
+    still registers are accepted too, and `gym/module:ID` for an environment that importing `module` registers.
     seed: row i draws from a generator derived from (seed, i) only; see `runner.row_seeds`.
     threads: simulator threads, 0 = the cores this process may use.
     task_args: settings of the task, for example `row_seeds=[...]` (explicit seeds, one a row), `sticky_actions=0.0`.
-    Raises EnvironmentNotFound for an unknown id, ValueError for a count below 1 or a setting the task does not have.
+    Raises EnvironmentNotFound for an unknown id or one whose package is not installed, ValueError for a count below 1 or
+    a setting the task does not have.
     """
     if num_envs < 1:
         raise ValueError(f"num_envs must be at least 1, got {num_envs}")
-    check_id(env_id)
-    from envs import atari, gymnasium_vector, mujoco_batch
-
-    for backend in (mujoco_batch, atari, gymnasium_vector):
-        if env_id in backend.known_ids():
-            return backend.make(env_id, num_envs, seed, torch.device(device), threads, **task_args)
-    raise EnvironmentNotFound(f"no backend runs '{env_id}'")
+    return _backend(env_id).make(env_id, num_envs, seed, torch.device(device), threads, **task_args)

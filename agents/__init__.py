@@ -1,0 +1,6 @@
+"""Agents: what acts in environments and learns from reward.
+
+Here belongs one file for each agent (hyper-parameters, networks, pure losses, `act`, `observe`, `update`), the replay
+ring that they share, and the network layers that more than one of them uses. An agent never logs, never touches files
+and never asks which environment it is in. This room may import `plasticity` and `envs`.
+"""

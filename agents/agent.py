@@ -1,0 +1,180 @@
+"""The contract of an agent, and the few things that every agent does in the same way."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from envs.runner import ActionSpec, ContinuousActionSpec, DiscreteActionSpec, ObservationSpec, Step
+
+Metrics = dict[str, Tensor]
+Generators = Mapping[str, torch.Generator]
+
+# One generator for each purpose an agent draws random numbers for; `runs` spawns them from the seed.
+PURPOSES = ("initialisation", "exploration", "sampling", "update", "evaluation")
+
+
+class Agent(Protocol):
+    """What the loop needs of an agent. A class that satisfies it is built by
+
+    `Agent(observation_spec, action_spec, config, num_envs=, device=, generators=, compiled=)`.
+    """
+
+    steps: int  # environment steps observed, summed over environments
+    updates: int  # gradient steps taken
+
+    def act(self, obs: Tensor, explore: bool) -> Tensor:
+        """obs [N, *obs_shape] -> action [N, A] in the environment's units, or [N] int64.
+
+        With `explore`, the agent remembers obs and action: the next `observe` completes the transition.
+        """
+        ...
+
+    def observe(self, step: Step) -> None:
+        """Take in what the last exploring `act` led to."""
+        ...
+
+    def update(self) -> Metrics:
+        """Take the gradient steps that are due. Returns 0-d tensors of the last one; empty if none was due."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class AgentClass(Protocol):
+    """What a module in this room offers under the name `Agent`."""
+
+    action_spec_class: ClassVar[type]  # ContinuousActionSpec or DiscreteActionSpec
+
+    def __call__(
+        self,
+        observation_spec: ObservationSpec,
+        action_spec: ActionSpec,
+        config: Any,
+        *,
+        num_envs: int,
+        device: torch.device,
+        generators: Generators,
+        compiled: bool = False,
+    ) -> Agent: ...
+
+
+def updates_due(steps: int, num_envs: int, warmup_steps: int, update_every: int) -> int:
+    """How many multiples of `update_every` the last round of `num_envs` steps reached, once the warm-up is over."""
+    if steps <= warmup_steps:
+        return 0
+    return steps // update_every - max(steps - num_envs, warmup_steps) // update_every
+
+
+def take_pending(pending: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+    """Obs and action of the last exploring `act`. Raises RuntimeError if there was none since the last `observe`."""
+    if pending is None:
+        raise RuntimeError("observe() needs an act(obs, explore=True) before it")
+    return pending
+
+
+def gradient_step(
+    optimizer: torch.optim.Optimizer, loss: Tensor, parameters: Sequence[Tensor], max_norm: float = math.inf
+) -> None:
+    """One optimiser step on exactly these parameters; nothing else that the loss went through gets a gradient.
+
+    A gradient longer than `max_norm` is scaled down to it.
+    """
+    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+        parameter.grad = gradient
+    if max_norm < math.inf:
+        nn.utils.clip_grad_norm_(parameters, max_norm)
+    optimizer.step()
+
+
+@torch.no_grad()
+def lerp_(target: nn.Module, source: nn.Module, rate: float) -> None:
+    """target <- (1 - rate) target + rate source, over all parameters (Polyak averaging)."""
+    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), rate)
+
+
+def adam(parameters: Sequence[Tensor], learning_rate: float, epsilon: float = 1e-8) -> torch.optim.Adam:
+    """Adam in one fused kernel, on CPU and CUDA alike."""
+    return torch.optim.Adam(parameters, lr=learning_rate, eps=epsilon, fused=True)
+
+
+def parts_state(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of networks, optimisers, replay (by `state_dict`) and generators (by `get_state`)."""
+    return {
+        name: part.get_state() if isinstance(part, torch.Generator) else part.state_dict()
+        for name, part in parts.items()
+    }
+
+
+def load_parts_state(parts: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Undo `parts_state`. Raises ValueError if a part is missing from `state`."""
+    for name, part in parts.items():
+        if name not in state:
+            raise ValueError(f"the saved agent has no '{name}': it was saved by another agent or configuration")
+        if isinstance(part, torch.Generator):
+            part.set_state(state[name])
+        else:
+            part.load_state_dict(state[name])
+
+
+class ActionScale:
+    """Between the agent's actions in [-1, 1] and the environment's box [low, high]."""
+
+    def __init__(self, spec: ContinuousActionSpec, device: torch.device):
+        low, high = torch.from_numpy(spec.low), torch.from_numpy(spec.high)
+        self.centre = ((high + low) / 2).to(device)
+        self.half_range = ((high - low) / 2).to(device)
+
+    def to_environment(self, action: Tensor) -> Tensor:
+        """[N, A] in [-1, 1] -> [N, A] in [low, high]."""
+        return self.centre + self.half_range * action
+
+
+def require_continuous(agent_name: str, spec: ActionSpec) -> ContinuousActionSpec:
+    """Raises ValueError if the environment's actions are discrete."""
+    if not isinstance(spec, ContinuousActionSpec):
+        raise ValueError(f"'{agent_name}' needs continuous actions, this environment has {spec.count} discrete ones")
+    return spec
+
+
+def require_discrete(agent_name: str, spec: ActionSpec) -> DiscreteActionSpec:
+    """Raises ValueError if the environment's actions are continuous."""
+    if not isinstance(spec, DiscreteActionSpec):
+        raise ValueError(f"'{agent_name}' needs discrete actions, this environment has {spec.size} continuous ones")
+    return spec
+
+
+def require_flat(agent_name: str, spec: ObservationSpec) -> int:
+    """The number of observed values. Raises ValueError if the environment shows images."""
+    if len(spec.shape) != 1:
+        raise ValueError(f"'{agent_name}' needs a vector of observations, this environment shows {list(spec.shape)}")
+    return spec.shape[0]
+
+
+_AT_LEAST_ONE = {"batch_size", "replay_capacity", "policy_delay", "n_step", "update_every", "updates_per_round"}
+_AT_LEAST_ONE |= {"target_update_every", "epsilon_decay_steps"}
+_POSITIVE = {"learning_rate", "adam_epsilon", "initial_temperature", "max_gradient_norm"}
+_FRACTION = {"discount", "target_rate", "epsilon_start", "epsilon_end", "epsilon_evaluation"}
+_NOT_NEGATIVE = {"warmup_steps", "exploration_noise", "target_noise", "target_noise_clip"}
+
+
+def check_config(config: Any) -> None:
+    """Raises ValueError naming the first hyper-parameter outside its range; a name means the same in every agent."""
+    for name, value in dataclasses.asdict(config).items():
+        if name in _AT_LEAST_ONE and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+        if name in _POSITIVE and not value > 0:
+            raise ValueError(f"{name} must be positive, got {value}")
+        if name in _FRACTION and not 0 <= value <= 1:
+            raise ValueError(f"{name} must be between 0 and 1, got {value}")
+        if name in _NOT_NEGATIVE and not value >= 0:
+            raise ValueError(f"{name} must not be negative, got {value}")
+        if name == "hidden" and (not value or min(value) < 1):
+            raise ValueError(f"hidden must list at least one layer size of at least 1, got {value}")

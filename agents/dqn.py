@@ -1,0 +1,202 @@
+"""Deep Q-network, DQN (Mnih et al. 2015, doi:10.1038/nature14236).
+
+    target  y = r + γ (1 - terminated) max_a' Q'(s', a')
+    loss    L = mean (Q(s, a) - y)²                                 algorithm 1
+    target network θ' <- θ every `target_update_every` environment steps
+
+Images go through the Nature CNN (input bytes / 255, four stacked frames), vectors through a multilayer perceptron.
+Defaults are CleanRL's for Atari, which learn with Adam instead of RMSProp; `runs/presets.py` has the others.
+Exploration is ε-greedy, ε falling linearly from the first step on.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from agents.agent import (
+    Generators,
+    Metrics,
+    adam,
+    check_config,
+    gradient_step,
+    lerp_,
+    load_parts_state,
+    parts_state,
+    require_discrete,
+    take_pending,
+    updates_due,
+)
+from agents.networks import NatureCNN, initialise_, mlp
+from agents.replay import Batch, Replay
+from envs.runner import ActionSpec, DiscreteActionSpec, ObservationSpec, Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Hyper-parameters of DQN; CleanRL's for Atari (one step is one decision, four frames)."""
+
+    discount: float = 0.99
+    """γ"""
+    learning_rate: float = 1e-4
+    """of Adam"""
+    adam_epsilon: float = 1e-8
+    batch_size: int = 32
+    replay_capacity: int = 1_000_000
+    """slots; one frame (or vector) each"""
+    warmup_steps: int = 80_000
+    """environment steps before the first update"""
+    update_every: int = 4
+    """environment steps between rounds of updates"""
+    updates_per_round: int = 1
+    target_update_every: int = 1_000
+    """environment steps between copies to the target network"""
+    epsilon_start: float = 1.0
+    epsilon_end: float = 0.01
+    epsilon_decay_steps: int = 1_000_000
+    """environment steps over which ε falls"""
+    epsilon_evaluation: float = 0.001
+    """ε when evaluated (Dopamine)"""
+    n_step: int = 1
+    """length of multi-step returns"""
+    huber: bool = False
+    """Huber loss (threshold 1) instead of the squared error"""
+    max_gradient_norm: float = math.inf
+    """the gradient is scaled down to this norm"""
+    hidden: tuple[int, ...] = (256, 256)
+    """layers of the network for vector observations"""
+    layer_norm: bool = False
+    """LayerNorm before every ReLU (ours)"""
+
+    def __post_init__(self) -> None:
+        check_config(self)
+
+
+class QNetwork(nn.Module):
+    """Action values Q(s, ·): obs [B, *obs_shape] -> [B, number of actions]."""
+
+    def __init__(self, observation_spec: ObservationSpec, actions: int, hidden: tuple[int, ...], layer_norm: bool):
+        super().__init__()
+        if observation_spec.dtype == torch.uint8:
+            encoder = NatureCNN(observation_spec.shape, layer_norm)
+            self.net = nn.Sequential(encoder, nn.Linear(encoder.features, actions))
+        else:
+            self.net = mlp(math.prod(observation_spec.shape), hidden, actions, layer_norm)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return self.net(obs)
+
+
+@torch.no_grad()
+def td_target(target_net: QNetwork, batch: Batch) -> Tensor:
+    """r + γ (1 - terminated) max_a' Q'(s', a'), [B]."""
+    return batch.reward + batch.discount * ~batch.terminated * target_net(batch.next_obs).amax(1)
+
+
+def td_loss(net: QNetwork, batch: Batch, target: Tensor, huber: bool) -> tuple[Tensor, Metrics]:
+    """Mean squared (or Huber) TD error of the actions taken. target [B]."""
+    value = net(batch.obs).gather(1, batch.action[:, None]).squeeze(1)
+    assert value.shape == target.shape, value.shape
+    loss = F.smooth_l1_loss(value, target) if huber else F.mse_loss(value, target)
+    return loss, {"loss/critic": loss.detach(), "value/mean": value.detach().mean()}
+
+
+class Agent:
+    """DQN: owns the networks, the optimiser and the replay ring."""
+
+    action_spec_class = DiscreteActionSpec
+
+    def __init__(
+        self,
+        observation_spec: ObservationSpec,
+        action_spec: ActionSpec,
+        config: Config,
+        *,
+        num_envs: int,
+        device: torch.device,
+        generators: Generators,
+        compiled: bool = False,
+    ):
+        action_spec = require_discrete("dqn", action_spec)
+        self.config, self.num_envs, self.device = config, num_envs, device
+        self.actions = action_spec.count
+        self.exploration, self.evaluation = generators["exploration"], generators["evaluation"]
+        self.net = QNetwork(observation_spec, self.actions, config.hidden, config.layer_norm).to(device)
+        initialise_(self.net, generators["initialisation"])
+        self.target_net = copy.deepcopy(self.net)
+        self.parameters = list(self.net.parameters())
+        self.optimizer = adam(self.parameters, config.learning_rate, config.adam_epsilon)
+        self.replay = Replay(
+            config.replay_capacity, num_envs, observation_spec, action_spec, device, generators["sampling"]
+        )
+        self.steps = self.updates = 0
+        self.pending: tuple[Tensor, Tensor] | None = None  # obs and action that wait for their outcome
+        self.td_target, self.td_loss = map(torch.compile, (td_target, td_loss)) if compiled else (td_target, td_loss)
+
+    @property
+    def epsilon(self) -> float:
+        """Chance of a random action at the present step."""
+        done = min(1.0, self.steps / self.config.epsilon_decay_steps)
+        return self.config.epsilon_start + done * (self.config.epsilon_end - self.config.epsilon_start)
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, explore: bool) -> Tensor:
+        generator = self.exploration if explore else self.evaluation
+        count, device = obs.shape[0], self.device
+        if explore and self.steps < self.config.warmup_steps and self.epsilon == 1:
+            action = torch.randint(self.actions, (count,), device=device, generator=generator)
+        else:
+            epsilon = self.epsilon if explore else self.config.epsilon_evaluation
+            random = torch.randint(self.actions, (count,), device=device, generator=generator)
+            is_random = torch.rand(count, device=device, generator=generator) < epsilon
+            action = torch.where(is_random, random, self.net(obs).argmax(1))
+        if explore:
+            self.pending = obs, action
+        return action
+
+    def observe(self, step: Step) -> None:
+        obs, action = take_pending(self.pending)
+        self.replay.add(obs, action, step)
+        self.pending = None
+        self.steps += self.num_envs
+
+    def update(self) -> Metrics:
+        config, metrics = self.config, {}
+        rounds = updates_due(self.steps, self.num_envs, config.warmup_steps, config.update_every)
+        for _ in range(rounds * config.updates_per_round):
+            metrics = self._update_once()
+        if updates_due(self.steps, self.num_envs, config.warmup_steps, config.target_update_every):
+            lerp_(self.target_net, self.net, 1.0)
+        return metrics
+
+    def _update_once(self) -> Metrics:
+        config = self.config
+        batch = self.replay.sample(config.batch_size, config.discount, config.n_step)
+        target = self.td_target(self.target_net, batch)
+        loss, metrics = self.td_loss(self.net, batch, target, config.huber)
+        gradient_step(self.optimizer, loss, self.parameters, config.max_gradient_norm)
+        self.updates += 1
+        return metrics
+
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "net": self.net,
+            "target_net": self.target_net,
+            "optimizer": self.optimizer,
+            "replay": self.replay,
+            "exploration": self.exploration,
+            "evaluation": self.evaluation,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parts": parts_state(self._parts()), "steps": self.steps, "updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        load_parts_state(self._parts(), state["parts"])
+        self.steps, self.updates, self.pending = state["steps"], state["updates"], None

@@ -1,0 +1,190 @@
+"""The replay ring: transitions of N environments on one device, every observation (or frame) stored once.
+
+Each environment owns a ring of T slots. A slot holds an observation and what followed it:
+
+    slot p       obs_p, action_p, reward_p, terminated_p, truncated_p        a transition
+    slot p + 1   the successor of obs_p; the next transition starts here
+
+Where an episode ends at p, slot p + 1 keeps its true last observation and is no transition (a boundary slot), and the
+next episode starts at p + 2. So the successor of any transition is always one slot further, whether or not the episode
+went on, and `add` needs no branch and no host synchronisation: it writes p, writes the observation of p + 1, and moves
+the head by 1 + ended. The cost is one slot an episode.
+
+Stacked frames are rebuilt when sampling: slot p stores only the newest frame; older ones are read from the slots before
+it and are zero before the first frame of the episode.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from envs.runner import ActionSpec, ContinuousActionSpec, ObservationSpec, Step
+
+# Candidates drawn for each wanted row. At least about half of the filled slots are transitions (all episodes of length
+# one is the worst case), so 4 B candidates hold B transitions but for a chance below 1e-7 at B = 32.
+OVERSAMPLING = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """B sampled transitions, n steps long.
+
+    obs, next_obs [B, *obs_shape]; action [B, A] float32 or [B] int64; reward [B]: sum over k < m of discount^k r_k;
+    terminated [B] bool: the episode terminated within those m steps; discount [B]: discount^m, the factor of the
+    bootstrap value at next_obs, *not* yet multiplied by (1 - terminated). m = n unless the episode or the newest
+    transition comes first.
+    """
+
+    obs: Tensor
+    action: Tensor
+    reward: Tensor
+    next_obs: Tensor
+    terminated: Tensor
+    discount: Tensor
+
+
+class Replay:
+    """A ring of `capacity` slots shared out over `num_envs` environments, sampled uniformly over its transitions."""
+
+    def __init__(
+        self,
+        capacity: int,
+        num_envs: int,
+        observation_spec: ObservationSpec,
+        action_spec: ActionSpec,
+        device: torch.device,
+        generator: torch.Generator,
+    ):
+        self.stack = observation_spec.stacked_frames
+        self.slots = capacity // num_envs
+        if self.slots < self.stack + 2:
+            raise ValueError(
+                f"replay capacity must be at least {(self.stack + 2) * num_envs} for {num_envs} environments, "
+                f"got {capacity}"
+            )
+        self.num_envs = num_envs
+        self.device = device
+        self.generator = generator
+        ring = (num_envs, self.slots)
+        frame_shape = observation_spec.shape[1:] if self.stack > 1 else observation_spec.shape
+        # Memory is touched when first written, so a ring that is never filled costs only what it holds.
+        self.frame = torch.empty(*ring, *frame_shape, dtype=observation_spec.dtype, device=device)
+        if isinstance(action_spec, ContinuousActionSpec):
+            self.action = torch.empty(*ring, action_spec.size, device=device)
+        else:
+            self.action = torch.empty(ring, dtype=torch.int64, device=device)
+        self.reward = torch.empty(ring, device=device)
+        self.terminated = torch.empty(ring, dtype=torch.bool, device=device)
+        self.ended = torch.empty(ring, dtype=torch.bool, device=device)  # terminated or truncated
+        self.is_transition = torch.zeros(ring, dtype=torch.bool, device=device)
+        self.head = torch.zeros(num_envs, dtype=torch.int64, device=device)  # slots ever used, for each environment
+        self._row = torch.arange(num_envs, device=device)
+        self._age = torch.arange(self.stack - 1, -1, -1, device=device)
+
+    def add(self, obs: Tensor, action: Tensor, step: Step) -> None:
+        """Store what `action` [N, ...] taken at `obs` [N, *obs_shape] led to."""
+        row, slot = self._row, self.head % self.slots
+        successor = (slot + 1) % self.slots
+        ended = step.terminated | step.truncated
+        self.frame[row, slot] = self._newest(obs)
+        self.frame[row, successor] = self._newest(step.final_obs)
+        self.action[row, slot] = action
+        self.reward[row, slot] = step.reward
+        self.terminated[row, slot] = step.terminated
+        self.ended[row, slot] = ended
+        self.is_transition[row, slot] = True
+        self.is_transition[row, successor] = False  # a boundary, or it waits for its action
+        self.head += 1 + ended.long()
+
+    def sample(self, batch_size: int, discount: float, n_step: int = 1) -> Batch:
+        """B transitions, uniformly and with replacement, from all that are stored.
+
+        Undefined before the first `add`. Raises ValueError if n_step is below 1.
+        """
+        if n_step < 1:
+            raise ValueError(f"n_step must be at least 1, got {n_step}")
+        env, slot = self._uniform(batch_size)
+        return self.gather(env, slot, discount, n_step)
+
+    def gather(self, env: Tensor, slot: Tensor, discount: float, n_step: int = 1) -> Batch:
+        """The transitions that start at (env, slot), int64 [B]. Multi-step returns: Sutton & Barto 2018, eq. 7.1."""
+        reward, terminated = self.reward[env, slot], self.terminated[env, slot]
+        power = torch.full_like(reward, discount)
+        last, going = slot, ~self.ended[env, slot]
+        for _ in range(n_step - 1):
+            following = (last + 1) % self.slots
+            going = going & self.is_transition[env, following]
+            last = torch.where(going, following, last)
+            reward = torch.where(going, reward + power * self.reward[env, last], reward)
+            power = torch.where(going, power * discount, power)
+            terminated = self.terminated[env, last]
+            going = going & ~self.ended[env, last]
+        return Batch(
+            obs=self._observation(env, slot),
+            action=self.action[env, slot],
+            reward=reward,
+            next_obs=self._observation(env, (last + 1) % self.slots),
+            terminated=terminated,
+            discount=power,
+        )
+
+    def _uniform(self, batch_size: int) -> tuple[Tensor, Tensor]:
+        """B uniformly drawn transitions by rejection: draw filled slots, keep the first B that are transitions."""
+        draws = OVERSAMPLING * batch_size
+        filled = self.head.max().add(1).clamp(max=self.slots)
+        # float64: float32 has too few distinct values to reach a million slots evenly.
+        position = torch.rand(draws, dtype=torch.float64, device=self.device, generator=self.generator)
+        position = (position * (filled * self.num_envs)).long()
+        slot, env = position // self.num_envs, position % self.num_envs
+        # The oldest stack - 1 slots of a full ring have lost their earlier frames.
+        behind_head = (self.head[env] - slot) % self.slots
+        usable = self.is_transition[env, slot] & (behind_head <= self.slots - self.stack)
+        accepted = usable.cumsum(0)
+        wanted = torch.arange(batch_size, device=self.device) % accepted[-1].clamp(min=1) + 1
+        kept = torch.searchsorted(accepted, wanted)
+        return env[kept], slot[kept]
+
+    def _newest(self, obs: Tensor) -> Tensor:
+        return obs[:, -1] if self.stack > 1 else obs
+
+    def _observation(self, env: Tensor, slot: Tensor) -> Tensor:
+        if self.stack == 1:
+            return self.frame[env, slot]
+        slots = (slot[:, None] - self._age) % self.slots  # oldest first
+        frames = self.frame[env[:, None], slots]
+        # A frame belongs to the episode of `slot` if no boundary lies from it up to, not including, `slot`.
+        unbroken = self.is_transition[env[:, None], slots]
+        unbroken[:, -1] = True
+        same_episode = unbroken.flip(1).cumprod(1).flip(1)
+        return frames * same_episode.view(*same_episode.shape, *[1] * (frames.ndim - 2)).to(frames.dtype)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The filled part of the ring, the heads and the sampler's generator."""
+        filled = min(int(self.head.max()) + 1, self.slots)
+        rings = {name: ring[:, :filled].clone() for name, ring in self._rings().items()}
+        return {"rings": rings, "head": self.head.clone(), "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore exactly. Raises ValueError if the saved ring has another shape."""
+        for name, ring in self._rings().items():
+            saved = state["rings"][name]
+            if saved.shape[0] != self.num_envs or saved.shape[1] > self.slots or saved.shape[2:] != ring.shape[2:]:
+                raise ValueError(f"saved replay '{name}' has shape {list(saved.shape)}, this ring {list(ring.shape)}")
+            ring[:, : saved.shape[1]] = saved.to(self.device)
+        self.is_transition[:, state["rings"]["is_transition"].shape[1] :] = False
+        self.head.copy_(state["head"])
+        self.generator.set_state(state["generator"])
+
+    def _rings(self) -> dict[str, Tensor]:
+        return {
+            "frame": self.frame,
+            "action": self.action,
+            "reward": self.reward,
+            "terminated": self.terminated,
+            "ended": self.ended,
+            "is_transition": self.is_transition,
+        }

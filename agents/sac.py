@@ -1,0 +1,237 @@
+"""Soft actor-critic with twin critics and learned temperature, SAC (Haarnoja et al. 2018, arXiv:1812.05905).
+
+    target  y = r + γ (1 - terminated) (min_i Q'_i(s', a') - α log π(a'|s')),  a' ~ π(s')      eq. 3, 5
+    critic  L = Σ_i mean ½ (Q_i(s, a) - y)²                                                    eq. 5
+    actor   L = mean α log π(a|s) - min_i Q_i(s, a),  a = tanh(μ(s) + σ(s) ε)                  eq. 7, 9
+    α       L = - mean α (log π(a|s) + H̄),  H̄ = - dim(A)                                       eq. 18
+    targets θ' <- (1 - τ) θ' + τ θ after every step
+
+The log-probability includes the correction of the tanh (appendix C). log σ is squashed into [-5, 2] as CleanRL and
+pytorch_sac do. One optimiser step of critics, actor and temperature each; α's gradient is taken with respect to log α.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from agents.agent import (
+    ActionScale,
+    Generators,
+    Metrics,
+    adam,
+    check_config,
+    gradient_step,
+    lerp_,
+    load_parts_state,
+    parts_state,
+    require_continuous,
+    require_flat,
+    take_pending,
+    updates_due,
+)
+from agents.networks import Critics, initialise_, mlp
+from agents.replay import Batch, Replay
+from envs.runner import ActionSpec, ContinuousActionSpec, ObservationSpec, Step
+
+LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Hyper-parameters of SAC; the paper's table 1 unless said."""
+
+    discount: float = 0.99
+    """γ"""
+    learning_rate: float = 3e-4
+    """of Adam, for actor, critics and temperature"""
+    batch_size: int = 256
+    target_rate: float = 0.005
+    """τ, Polyak rate of the target critics"""
+    initial_temperature: float = 1.0
+    """α at the start (CleanRL's autotune)"""
+    target_entropy_per_action: float = -1.0
+    """H̄ divided by the number of action dimensions"""
+    warmup_steps: int = 5_000
+    """uniformly random environment steps before the first update (CleanRL)"""
+    replay_capacity: int = 1_000_000
+    """slots; one transition each, and one more for each episode"""
+    n_step: int = 1
+    """length of multi-step returns; intermediate entropies are left out"""
+    update_every: int = 1
+    """environment steps for each gradient step"""
+    hidden: tuple[int, ...] = (256, 256)
+    layer_norm: bool = False
+    """LayerNorm before every ReLU of actor and critics (ours)"""
+
+    def __post_init__(self) -> None:
+        check_config(self)
+
+
+class StochasticActor(nn.Module):
+    """Tanh-squashed Gaussian policy."""
+
+    def __init__(self, observations: int, actions: int, hidden: tuple[int, ...], layer_norm: bool):
+        super().__init__()
+        self.net = mlp(observations, hidden, 2 * actions, layer_norm)
+
+    def distribution(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """obs [B, O] -> mean and log standard deviation before the tanh, [B, A] each."""
+        mean, log_std = self.net(obs).chunk(2, 1)
+        return mean, LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (log_std.tanh() + 1)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """The most probable action before the tanh, squashed: obs [B, O] -> [B, A]."""
+        return self.distribution(obs)[0].tanh()
+
+    def sample(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """obs [B, O], standard normal noise [B, A] -> action [B, A] and its log-probability [B]. Appendix C, eq. 26."""
+        mean, log_std = self.distribution(obs)
+        before_tanh = mean + log_std.exp() * noise
+        log_normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
+        # log(1 - tanh(u)²) written so that it neither overflows nor loses digits for large |u|
+        log_slope = 2 * (math.log(2) - before_tanh - F.softplus(-2 * before_tanh))
+        return before_tanh.tanh(), (log_normal - log_slope).sum(1)
+
+
+@torch.no_grad()
+def td_target(
+    actor: StochasticActor, target_critics: Critics, log_temperature: Tensor, batch: Batch, noise: Tensor
+) -> Tensor:
+    """r + γ (1 - terminated) (min_i Q'_i(s', a') - α log π(a'|s')), [B]. Equations 3 and 5. noise [B, A]."""
+    action, log_probability = actor.sample(batch.next_obs, noise)
+    value = target_critics(batch.next_obs, action).amin(0) - log_temperature.exp() * log_probability
+    return batch.reward + batch.discount * ~batch.terminated * value
+
+
+def critic_loss(critics: Critics, batch: Batch, target: Tensor) -> tuple[Tensor, Metrics]:
+    """Half the mean squared TD error, summed over the critics. Equation 5. target [B]."""
+    value = critics(batch.obs, batch.action)
+    assert value.shape == (critics.count, *target.shape), value.shape
+    loss = 0.5 * (value - target).square().mean(1).sum()
+    return loss, {"loss/critic": loss.detach(), "value/mean": value.detach().mean()}
+
+
+def actor_loss(
+    actor: StochasticActor, critics: Critics, log_temperature: Tensor, batch: Batch, noise: Tensor
+) -> tuple[Tensor, Metrics]:
+    """mean α log π(a|s) - min_i Q_i(s, a). Equation 7. noise [B, A]. Its metrics include the entropy, [] each."""
+    action, log_probability = actor.sample(batch.obs, noise)
+    value = critics(batch.obs, action).amin(0)
+    loss = (log_temperature.detach().exp() * log_probability - value).mean()
+    return loss, {"loss/actor": loss.detach(), "policy/entropy": -log_probability.detach().mean()}
+
+
+def temperature_loss(log_temperature: Tensor, entropy: Tensor, target_entropy: float) -> Tensor:
+    """α (H - H̄): raises α while the mean entropy H [] of the policy is below its target. Equation 18."""
+    return log_temperature.exp() * (entropy - target_entropy)
+
+
+class Agent:
+    """SAC: owns the networks, the optimisers and the replay ring."""
+
+    action_spec_class = ContinuousActionSpec
+
+    def __init__(
+        self,
+        observation_spec: ObservationSpec,
+        action_spec: ActionSpec,
+        config: Config,
+        *,
+        num_envs: int,
+        device: torch.device,
+        generators: Generators,
+        compiled: bool = False,
+    ):
+        observations = require_flat("sac", observation_spec)
+        action_spec = require_continuous("sac", action_spec)
+        self.config, self.num_envs, self.device = config, num_envs, device
+        self.exploration, self.noise = generators["exploration"], generators["update"]
+        self.scale = ActionScale(action_spec, device)
+        self.action_size = action_spec.size
+        self.actor = StochasticActor(observations, self.action_size, config.hidden, config.layer_norm).to(device)
+        self.critics = Critics(2, observations, self.action_size, config.hidden, config.layer_norm).to(device)
+        for net in (self.actor, self.critics):
+            initialise_(net, generators["initialisation"])
+        self.target_critics = copy.deepcopy(self.critics)
+        self.log_temperature = torch.tensor(math.log(config.initial_temperature), device=device, requires_grad=True)
+        self.target_entropy = config.target_entropy_per_action * self.action_size
+        self.actor_parameters, self.critic_parameters = list(self.actor.parameters()), list(self.critics.parameters())
+        self.actor_optimizer = adam(self.actor_parameters, config.learning_rate)
+        self.critic_optimizer = adam(self.critic_parameters, config.learning_rate)
+        self.temperature_optimizer = adam([self.log_temperature], config.learning_rate)
+        self.replay = Replay(
+            config.replay_capacity, num_envs, observation_spec, action_spec, device, generators["sampling"]
+        )
+        self.steps = self.updates = 0
+        self.pending: tuple[Tensor, Tensor] | None = None  # obs and action that wait for their outcome
+        losses = (td_target, critic_loss, actor_loss)
+        self.td_target, self.critic_loss, self.actor_loss = map(torch.compile, losses) if compiled else losses
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, explore: bool) -> Tensor:
+        if not explore:
+            return self.scale.to_environment(self.actor(obs))
+        shape = (obs.shape[0], self.action_size)
+        if self.steps < self.config.warmup_steps:
+            action = torch.rand(shape, device=self.device, generator=self.exploration) * 2 - 1
+        else:
+            noise = torch.randn(shape, device=self.device, generator=self.exploration)
+            action, _ = self.actor.sample(obs, noise)
+        self.pending = obs, action
+        return self.scale.to_environment(action)
+
+    def observe(self, step: Step) -> None:
+        obs, action = take_pending(self.pending)
+        self.replay.add(obs, action, step)
+        self.pending = None
+        self.steps += self.num_envs
+
+    def update(self) -> Metrics:
+        config, metrics = self.config, {}
+        for _ in range(updates_due(self.steps, self.num_envs, config.warmup_steps, config.update_every)):
+            metrics = metrics | self._update_once()
+        return metrics
+
+    def _update_once(self) -> Metrics:
+        config = self.config
+        batch = self.replay.sample(config.batch_size, config.discount, config.n_step)
+        noise, next_noise = torch.randn(2, *batch.action.shape, device=self.device, generator=self.noise)
+        target = self.td_target(self.actor, self.target_critics, self.log_temperature, batch, next_noise)
+        loss, metrics = self.critic_loss(self.critics, batch, target)
+        gradient_step(self.critic_optimizer, loss, self.critic_parameters)
+        loss, more = self.actor_loss(self.actor, self.critics, self.log_temperature, batch, noise)
+        gradient_step(self.actor_optimizer, loss, self.actor_parameters)
+        loss = temperature_loss(self.log_temperature, more["policy/entropy"], self.target_entropy)
+        gradient_step(self.temperature_optimizer, loss, [self.log_temperature])
+        lerp_(self.target_critics, self.critics, config.target_rate)
+        self.updates += 1
+        return metrics | more | {"policy/temperature": self.log_temperature.detach().exp()}
+
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "actor": self.actor,
+            "critics": self.critics,
+            "target_critics": self.target_critics,
+            "actor_optimizer": self.actor_optimizer,
+            "critic_optimizer": self.critic_optimizer,
+            "temperature_optimizer": self.temperature_optimizer,
+            "replay": self.replay,
+            "exploration": self.exploration,
+            "noise": self.noise,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        parts = parts_state(self._parts()) | {"log_temperature": self.log_temperature.detach().clone()}
+        return {"parts": parts, "steps": self.steps, "updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        load_parts_state(self._parts(), state["parts"])
+        self.log_temperature.detach().copy_(state["parts"]["log_temperature"])
+        self.steps, self.updates, self.pending = state["steps"], state["updates"], None

@@ -1,0 +1,5 @@
+"""Continual learning: what learns one task after another.
+
+Here belong streams of tasks, the learner that owns the loop and the accuracy matrix, strategies, the metrics of the
+field, and the bridge to Avalanche. This room may import `plasticity`; it never imports `agents`.
+"""

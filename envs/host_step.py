@@ -1,0 +1,144 @@
+"""What the backends that simulate on the host share: the memory of a `Step`, and the reading of task settings."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from envs.runner import ObservationSpec, Step, row_seeds
+
+# Widest first, so that every field starts at a multiple of its own size.
+_SCALARS = (
+    ("episode_length", torch.int64),
+    ("reward", torch.float32),
+    ("episode_return", torch.float32),
+    ("terminated", torch.bool),
+    ("truncated", torch.bool),
+    ("episode_ended", torch.bool),
+)
+_BYTES_PER_ROW = sum(dtype.itemsize for _, dtype in _SCALARS)
+
+
+def _scalar_views(block: Tensor, num_envs: int) -> dict[str, Tensor]:
+    views, start = {}, 0
+    for name, dtype in _SCALARS:
+        stop = start + num_envs * dtype.itemsize
+        views[name] = block[start:stop].view(dtype)
+        start = stop
+    return views
+
+
+class StepMemory:
+    """Host memory of one Step: numpy arrays to write into, which the tensors of `publish` share or are copied from.
+
+    obs, final_obs [N, *obs_shape]; reward, episode_return [N] float32; episode_length [N] int64; terminated, truncated,
+    episode_ended [N] bool. On a CUDA device the memory is pinned and `publish` uploads it without waiting.
+    """
+
+    def __init__(self, spec: ObservationSpec, num_envs: int, device: torch.device) -> None:
+        self.device = device
+        cuda = device.type == "cuda"
+        shape = (num_envs, *spec.shape)
+        self._block = torch.zeros(num_envs * _BYTES_PER_ROW, dtype=torch.uint8, pin_memory=cuda)
+        self._obs = torch.zeros(shape, dtype=spec.dtype, pin_memory=cuda)
+        self._final_obs = torch.zeros(shape, dtype=spec.dtype, pin_memory=cuda)
+        self._scalars = _scalar_views(self._block, num_envs)
+        self.obs: np.ndarray = self._obs.numpy()
+        self.final_obs: np.ndarray = self._final_obs.numpy()
+        self.reward: np.ndarray = self._scalars["reward"].numpy()
+        self.terminated: np.ndarray = self._scalars["terminated"].numpy()
+        self.truncated: np.ndarray = self._scalars["truncated"].numpy()
+        self.episode_return: np.ndarray = self._scalars["episode_return"].numpy()
+        self.episode_length: np.ndarray = self._scalars["episode_length"].numpy()
+        self.episode_ended: np.ndarray = self._scalars["episode_ended"].numpy()
+        self._uploaded = torch.cuda.Event() if cuda else None
+        # Built once: at one row, making the tensors anew would cost more than a cheap environment's whole step.
+        self._alike = Step(obs=self._obs, final_obs=self._obs, **self._scalars)
+        self._apart = Step(obs=self._obs, final_obs=self._final_obs, **self._scalars)
+
+    def wait(self) -> None:
+        """Return when the last upload has read this memory, so that it may be written again."""
+        if self._uploaded is not None:
+            self._uploaded.synchronize()
+
+    def publish(self, any_ended: bool) -> Step:
+        """The Step on the device. Unless `any_ended`, its `final_obs` is `obs` and this memory's own is not read."""
+        if self._uploaded is None:
+            return self._apart if any_ended else self._alike
+        obs = self._obs.to(self.device, non_blocking=True)
+        final_obs = self._final_obs.to(self.device, non_blocking=True) if any_ended else obs
+        scalars = _scalar_views(self._block.to(self.device, non_blocking=True), len(self.reward))
+        self._uploaded.record(torch.cuda.current_stream(self.device))
+        return Step(obs=obs, final_obs=final_obs, **scalars)
+
+    def publish_arrays(self, obs: np.ndarray, final_obs: np.ndarray) -> Step:
+        """As `publish`, for a simulator that makes new observation arrays at each step; `final_obs` may be `obs`."""
+        alike = final_obs is obs
+        if self._uploaded is None:
+            first = torch.from_numpy(obs)
+            return Step(obs=first, final_obs=first if alike else torch.from_numpy(final_obs), **self._scalars)
+        self.obs[...] = obs
+        if not alike:
+            self.final_obs[...] = final_obs
+        return self.publish(any_ended=not alike)
+
+    def upload_obs(self) -> Tensor:
+        """The observation alone, as `Runner.reset` returns it."""
+        if self._uploaded is None:
+            return self._obs
+        obs = self._obs.to(self.device, non_blocking=True)
+        self._uploaded.record(torch.cuda.current_stream(self.device))
+        return obs
+
+
+class MemoryRing:
+    """Three StepMemory in turn, so that what a step returned survives the next two calls."""
+
+    def __init__(self, spec: ObservationSpec, num_envs: int, device: torch.device) -> None:
+        self._memories = itertools.cycle([StepMemory(spec, num_envs, device) for _ in range(3)])
+
+    def next(self) -> StepMemory:
+        """The memory to write now, after its last upload has read it."""
+        memory = next(self._memories)
+        memory.wait()
+        return memory
+
+
+def raise_not_finite(env_id: str, obs: np.ndarray, reward: np.ndarray) -> None:
+    """Raise FloatingPointError for the first row whose observation or reward is NaN or infinite, if there is one."""
+    for quantity, values in (("observation", obs), ("reward", reward)):
+        bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
+        if bad.any():
+            raise FloatingPointError(f"{env_id}: the {quantity} of row {int(bad.argmax())} is not finite")
+
+
+def check_task_args(env_id: str, given: Collection[str], accepted: Collection[str]) -> None:
+    """Raise ValueError, naming what is accepted, if a setting is given that the task does not have."""
+    unknown = sorted(set(given) - set(accepted))
+    if unknown:
+        raise ValueError(f"{env_id} has no setting '{unknown[0]}'; it accepts {', '.join(sorted(accepted))}")
+
+
+def take_row_seeds(task_args: Mapping[str, Any], seed: int, num_envs: int) -> tuple[list[int], dict[str, Any]]:
+    """The seed of each row (`row_seeds` if given, else derived from `seed`), and the other settings."""
+    others = dict(task_args)
+    explicit = others.pop("row_seeds", None)
+    if explicit is None:
+        return row_seeds(seed, num_envs), others
+    seeds = [int(value) for value in explicit]
+    if len(seeds) != num_envs or min(seeds) < 0:
+        raise ValueError(f"row_seeds must be {num_envs} non-negative integers, one a row, got {seeds}")
+    return seeds, others
+
+
+def usable_threads(threads: int) -> int:
+    """`threads`, or for 0 the number of cores this process may use."""
+    if threads < 0:
+        raise ValueError(f"threads must be 0 (all cores) or more, got {threads}")
+    return threads or len(os.sched_getaffinity(0))

@@ -1,0 +1,302 @@
+"""The `mujoco.batch` backend: native Gymnasium v5 and dm_control tasks on MuJoCo's C++ thread pool.
+
+A step costs one call into the pool and a few wide NumPy operations in float64; results go into preallocated buffers
+that torch tensors share, so nothing is allocated or dispatched in torch on the CPU. Rows are the reference
+environments: row i draws what `gymnasium.make(...)` or `suite.load(...)` with row i's seed would draw.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from importlib.metadata import version
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from envs.mujoco_simulation import STAGE_NONE, Simulations, available_cores
+from envs.runner import ContinuousActionSpec, ObservationSpec, RunnerSpec, Step, row_seeds
+from envs.tasks import dm_control, gymnasium_v5
+
+if TYPE_CHECKING:
+    import mujoco
+
+    from envs.tasks.task import Task
+
+
+def known_ids() -> list[str]:
+    """The environments with a native task, as `mujoco/NAME-v5` and `dmc/DOMAIN-TASK`."""
+    return [*gymnasium_v5.TASKS, *dm_control.TASKS]
+
+
+def make(env_id: str, num_envs: int, seed: int, device: torch.device, threads: int, **task_args: Any) -> MujocoBatch:
+    """Build N environments of one id. See `envs.make`.
+
+    task_args: `row_seeds` (one integer a row, instead of those derived from `seed`), `dtype` (torch.float32, or
+    torch.float64 for exact comparisons; of observations, rewards and returns), and the fields of the task's class.
+    Raises ValueError for a setting that the task does not have.
+    """
+    seeds = task_args.pop("row_seeds", None)
+    dtype = task_args.pop("dtype", torch.float32)
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
+    seeds = row_seeds(seed, num_envs) if seeds is None else [int(s) for s in seeds]
+    if len(seeds) != num_envs:
+        raise ValueError(f"row_seeds needs {num_envs} integers, got {len(seeds)}")
+    return MujocoBatch(env_id, make_task(env_id, **task_args), seeds, torch.device(device), threads, dtype)
+
+
+def make_task(env_id: str, **settings: Any) -> Task:
+    """The task of an id with some of its fields replaced. Raises ValueError for a field it does not have."""
+    if env_id in gymnasium_v5.TASKS:
+        kind, preset = gymnasium_v5.TASKS[env_id], {}
+    else:
+        kind, preset = dm_control.TASKS[env_id]
+    names = [f.name for f in dataclasses.fields(kind)]
+    unknown = sorted(set(settings) - set(names))
+    if unknown:
+        raise ValueError(f"{env_id} has no setting '{unknown[0]}'; it has row_seeds, dtype, {', '.join(names)}")
+    return kind(**{**preset, **settings})
+
+
+class MujocoBatch:
+    """N environments of one task; fulfils `envs.runner.Runner`."""
+
+    def __init__(
+        self, env_id: str, task: Task, seeds: list[int], device: torch.device, threads: int, dtype: torch.dtype
+    ):
+        model = task.model
+        self.num_envs = num_envs = len(seeds)
+        self.device = device
+        self._task = task
+        threads = min(threads or available_cores(), num_envs)
+        # Derived fields belong to one simulation only if it keeps its own MjData.
+        self._simulations = Simulations(model, num_envs, threads, persistent=bool(task.fields))
+        physics = {name: self._simulations.bind(name) for name in ("time", "qpos", "qvel", "ctrl", *task.fields)}
+        physics |= {name: np.array(getattr(model, name)) for name in task.constants}
+        self._expanded = {name: self._simulations.expand(name) for name in task.expanded}
+        self._physics = SimpleNamespace(**physics, **self._expanded)
+        self._generators = [task.generator(seed) for seed in seeds]
+        self._progress: np.ndarray | None = None
+        self._returns = np.zeros(num_envs)
+        self._time = 0  # steps since this object was made or loaded
+        self._started = np.zeros(num_envs, np.int64)  # `_time` at the start of each row's episode
+        self._next_truncation = task.horizon
+        self._sent = False
+        self._ready = False
+        self._renderer: mujoco.Renderer | None = None
+        size = sum(piece.shape[1] for piece in task.observe(np, self._physics))
+        self._slots = tuple(_Slot(num_envs, size, device, dtype) for _ in range(2))
+        self._slot = 0
+        low, high = model.actuator_ctrlrange.astype(np.float32).T
+        self.action_spec = ContinuousActionSpec(low, high)
+        self._action_shape = (num_envs, low.size)
+        self.observation_spec = ObservationSpec((size,), dtype)
+        settings = {**dataclasses.asdict(cast(Any, task)), "dtype": str(dtype).removeprefix("torch.")}
+        versions = {name: version(name) for name in ("mujoco", task.package)}
+        self.spec = RunnerSpec(env_id, "mujoco.batch", task.horizon, 1, settings, versions)
+
+    def reset(self) -> Tensor:
+        """Start a new episode in every row. Returns obs [N, O]."""
+        self._sent = False
+        self._begin(np.arange(self.num_envs, dtype=np.int32))
+        slot = self._claim_slot()
+        slot.reward[...] = 0.0
+        self._observe(slot, self._task.progress(np, self._physics))
+        self._ready = True
+        return slot.publish(slot.plain).obs
+
+    def step(self, action: Tensor) -> Step:
+        """Take one action in every row; see `envs.runner.Runner.step`. float64 actions are used unrounded."""
+        self.send(action)
+        return self.recv()
+
+    def send(self, action: Tensor) -> None:
+        """Hand over actions [N, A]; `recv` simulates. Raises ValueError for another shape."""
+        if self._sent or not self._ready:
+            raise RuntimeError("send: call recv first" if self._sent else "send: call reset first")
+        values = action.numpy(force=True)
+        if values.shape != self._action_shape:
+            raise ValueError(f"action must have shape {self._action_shape}, got {values.shape}")
+        self._physics.ctrl[...] = values
+        self._sent = True
+
+    def recv(self) -> Step:
+        """The outcome of the actions sent."""
+        if not self._sent:
+            raise RuntimeError("recv: call send first")
+        self._sent = False
+        task, physics, simulations = self._task, self._physics, self._simulations
+        simulations.step(task.substeps, task.stage)
+        if task.contact_forces:
+            simulations.apply("mj_rnePostConstraint")
+            simulations.forward(stage=STAGE_NONE)
+        progress = task.progress(np, physics)
+        moved = None if progress is None else progress - self._progress
+        reward, terminated = task.outcome(np, physics, moved)
+        slot = self._claim_slot()
+        slot.reward[...] = reward
+        self._observe(slot, progress)
+        self._returns += reward
+        self._time += 1
+        if self._time >= self._next_truncation or (terminated is not None and np.count_nonzero(terminated)):
+            return self._end_episodes(slot, terminated)
+        return slot.publish(slot.plain)
+
+    def _end_episodes(self, slot: _Slot, terminated: np.ndarray | None) -> Step:
+        lengths = self._time - self._started
+        np.greater_equal(lengths, self._task.horizon, out=slot.truncated)
+        slot.terminated[...] = False if terminated is None else terminated
+        np.logical_or(slot.terminated, slot.truncated, out=slot.episode_ended)
+        np.multiply(self._returns, slot.episode_ended, out=slot.episode_return, casting="same_kind")
+        np.multiply(lengths, slot.episode_ended, out=slot.episode_length)
+        slot.final_obs[...] = slot.obs
+        self._begin(np.flatnonzero(slot.episode_ended).astype(np.int32))
+        self._observe(slot, self._task.progress(np, self._physics))
+        return slot.publish(slot.ended)
+
+    def _begin(self, rows: np.ndarray) -> None:
+        self._task.begin(self._simulations, self._physics, rows, self._generators)
+        self._returns[rows] = 0.0
+        self._started[rows] = self._time
+        self._next_truncation = int(self._started.min()) + self._task.horizon
+
+    def _claim_slot(self) -> _Slot:
+        """The buffers of two steps ago, which may be written again."""
+        self._slot = 1 - self._slot
+        slot = self._slots[self._slot]
+        slot.wait()
+        return slot
+
+    def _observe(self, slot: _Slot, progress: np.ndarray | None) -> None:
+        """Write the observation, remember what the next reward is measured from, refuse NaN and infinity."""
+        np.concatenate(self._task.observe(np, self._physics), 1, slot.obs, casting="same_kind")
+        if progress is not None:
+            self._progress = progress.copy()
+        # A sum of squares is finite only if every entry is, at a fifth of the cost of isfinite().all(). It may also
+        # overflow, so the entries decide.
+        if not math.isfinite(slot.checked.dot(slot.checked)):
+            for name, values in (("observation", slot.obs), ("reward", slot.reward[:, None])):
+                for row, column in np.argwhere(~np.isfinite(values)):
+                    raise FloatingPointError(f"row {row}: {name} [{column}] is {values[row, column]}")
+
+    def render(self, row: int = 0, height: int = 480, width: int = 480) -> np.ndarray:
+        """A picture of one row, uint8 [height, width, 3]. Raises RuntimeError if no OpenGL context can be made."""
+        import mujoco
+
+        if self._renderer is None or (self._renderer.height, self._renderer.width) != (height, width):
+            self._close_renderer()
+            model = self._task.model
+            model.vis.global_.offheight = max(height, model.vis.global_.offheight)
+            model.vis.global_.offwidth = max(width, model.vis.global_.offwidth)
+            try:
+                self._renderer = mujoco.Renderer(model, height, width)
+            except Exception as error:  # each OpenGL platform raises types of its own
+                raise RuntimeError(
+                    f"cannot draw without OpenGL: install EGL or set MUJOCO_GL=osmesa before starting ({error})"
+                ) from error
+        self._renderer.update_scene(self._simulations.data(row), self._task.camera)
+        return self._renderer.render()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides the future, as tensors and plain values; not between `send` and `recv`."""
+        if self._sent:
+            raise RuntimeError("state_dict: call recv first")
+        return {
+            "env_id": self.spec.env_id,
+            "simulation": torch.from_numpy(self._simulations.state.copy()),
+            "model": {name: torch.from_numpy(values.copy()) for name, values in self._expanded.items()},
+            "progress": None if self._progress is None else torch.from_numpy(self._progress.copy()),
+            "episode_return": torch.from_numpy(self._returns.copy()),
+            "episode_length": torch.from_numpy(self._time - self._started),
+            "generators": [self._task.generator_state(generator) for generator in self._generators],
+            "ready": self._ready,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly where `state_dict` was called. Raises ValueError if the environments are not the same."""
+        saved = (state["env_id"], len(state["generators"]))
+        if saved != (self.spec.env_id, self.num_envs):
+            raise ValueError(f"state of {saved[1]} x {saved[0]} given to {self.num_envs} x {self.spec.env_id}")
+        # Clears what persistent simulations remember beside their state.
+        self._simulations.reset()
+        self._simulations.state[...] = state["simulation"].numpy()
+        for name, values in self._expanded.items():
+            values[...] = state["model"][name].numpy()
+        # The derived field that it came from lags the state, so it cannot be computed again.
+        self._progress = None if state["progress"] is None else state["progress"].numpy().copy()
+        self._returns[...] = state["episode_return"].numpy()
+        self._time = 0
+        self._started[...] = -state["episode_length"].numpy()
+        self._next_truncation = int(self._started.min()) + self._task.horizon
+        for generator, saved_generator in zip(self._generators, state["generators"], strict=True):
+            self._task.set_generator_state(generator, saved_generator)
+        self._sent = False
+        self._ready = state["ready"]
+
+    def close(self) -> None:
+        """Free the simulations and the drawing context. Returned tensors stay readable."""
+        self._ready = False
+        self._close_renderer()
+        self._simulations.close()
+
+    def _close_renderer(self) -> None:
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+
+
+class _Slot:
+    """One of the two sets of output buffers: NumPy arrays to write, and Steps of tensors to hand out.
+
+    On the CPU they share memory. For a GPU the arrays are pinned and `publish` copies them without waiting.
+    """
+
+    def __init__(self, num_envs: int, size: int, device: torch.device, dtype: torch.dtype):
+        def buffer(shape: tuple[int, ...], kind: torch.dtype) -> Tensor:
+            return torch.zeros(shape, dtype=kind, pin_memory=device.type == "cuda")
+
+        rows = (num_envs,)
+        numbers = buffer((num_envs * (size + 1),), dtype)
+        host = {
+            "obs": numbers[num_envs:].view(num_envs, size),
+            "reward": numbers[:num_envs],
+            "terminated": buffer(rows, torch.bool),
+            "truncated": buffer(rows, torch.bool),
+            "final_obs": buffer((num_envs, size), dtype),
+            "episode_return": buffer(rows, dtype),
+            "episode_length": buffer(rows, torch.int64),
+            "episode_ended": buffer(rows, torch.bool),
+        }
+        self.checked = numbers.numpy()  # observations and rewards in one array, for one test of all
+        self.obs, self.final_obs = host["obs"].numpy(), host["final_obs"].numpy()
+        self.reward = host["reward"].numpy()
+        self.terminated, self.truncated = host["terminated"].numpy(), host["truncated"].numpy()
+        self.episode_return, self.episode_length = host["episode_return"].numpy(), host["episode_length"].numpy()
+        self.episode_ended = host["episode_ended"].numpy()
+        on_device = host if device.type == "cpu" else {k: v.to(device) for k, v in host.items()}
+        nothing = {k: torch.zeros_like(v) for k, v in on_device.items()}
+        self.ended = Step(**on_device)
+        # Where no episode ended, which is nearly always, only two buffers change: the rest stays zero, and the last
+        # observation of the step is the next one.
+        self.plain = Step(
+            **{**nothing, "obs": on_device["obs"], "reward": on_device["reward"], "final_obs": on_device["obs"]}
+        )
+        self._copied = torch.cuda.Event() if device.type == "cuda" else None
+        self._plain_copies = [(on_device[name], host[name]) for name in ("obs", "reward")]
+        self._ended_copies = [(on_device[name], host[name]) for name in host]
+
+    def wait(self) -> None:
+        """Until the GPU has read the last contents."""
+        if self._copied is not None:
+            self._copied.synchronize()
+
+    def publish(self, step: Step) -> Step:
+        if self._copied is not None:
+            for target, source in self._plain_copies if step is self.plain else self._ended_copies:
+                target.copy_(source, non_blocking=True)
+            self._copied.record()
+        return step

@@ -1,0 +1,203 @@
+"""Many MuJoCo simulations of one model on a C++ thread pool, through the C interface `mjb_*` (mujoco/mjbatch.h).
+
+The Python class `mujoco.batch.Batch` wraps the same pool but hides its handle, and three of the reference environments
+can only be reproduced with `mjb_apply`, which that class lacks; so the pool is held here directly, by ctypes.
+
+Axes: N simulations (rows). All arrays are float64 and live: state arrays may be written, derived arrays change with
+every call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import sys
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if sys.platform == "linux" and "DISPLAY" not in os.environ:
+    os.environ.setdefault("MUJOCO_GL", "egl")  # read once, when mujoco is first imported
+
+if TYPE_CHECKING:
+    import mujoco
+
+STAGE_NONE, STAGE_VELOCITY, STAGE_ACCELERATION = 0, 2, 3  # mjtStage
+STATE_FIELDS = ("time", "qpos", "qvel", "qacc_warmstart", "ctrl")  # those the tasks use; each is a bit of mjtState
+
+
+_pointer = ctypes.c_void_p
+
+
+class _Config(ctypes.Structure):
+    _fields_ = [("nthread", ctypes.c_int), ("persistent", ctypes.c_bool)]
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    """The engine that the `mujoco` package has loaded.
+
+    Arguments go without `argtypes`, which saves 0.2 us a call: Python integers become C ints, so every pointer must be
+    a c_void_p.
+    """
+    import mujoco
+
+    package = Path(mujoco.__file__).parent
+    found = [*package.glob("libmujoco.so*"), *package.glob("libmujoco*.dylib")]
+    if not found:
+        raise RuntimeError(f"no MuJoCo library in {package}; the batch backend runs on Linux and macOS")
+    library = ctypes.CDLL(str(found[0]))
+    for name in (
+        "mjb_makeBatch",
+        "mjb_state",
+        "mjb_stateComponent",
+        "mjb_warning",
+        "mjb_status",
+        "mjb_output",
+        "mjb_expand",
+    ):
+        getattr(library, name).restype = ctypes.c_void_p
+    library.mjb_error.restype = ctypes.c_char_p
+    return library
+
+
+def _array(address: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    size = int(np.prod(shape)) * dtype.itemsize
+    return np.frombuffer(memoryview((ctypes.c_char * size).from_address(address)), dtype).reshape(shape)
+
+
+class Simulations:
+    """N simulations of `model` on `threads` threads, the caller's included. Results do not depend on `threads`.
+
+    With persistent=True every simulation keeps its own MjData, which `bind` then reflects. Every call raises
+    FloatingPointError naming the first row whose simulation failed or warned (NaN, infinite or huge numbers).
+    """
+
+    def __init__(self, model: mujoco.MjModel, num_envs: int, threads: int, persistent: bool):
+        import mujoco
+
+        self._library = _library()
+        error = ctypes.create_string_buffer(1000)
+        config = _Config(threads, persistent)
+        handle = self._library.mjb_makeBatch(_pointer(model._address), num_envs, ctypes.byref(config), error, 1000)
+        if not handle:
+            raise RuntimeError(f"MuJoCo cannot make {num_envs} simulations: {error.value.decode()}")
+        self._handle = handle = _pointer(handle)
+        self._free = weakref.finalize(self, self._library.mjb_deleteBatch, handle)
+        self.model = model
+        self.num_envs = num_envs
+        self.persistent = persistent
+        self._template = mujoco.MjData(model)
+        number = np.dtype(np.float64)
+        self.state = _array(self._library.mjb_state(handle), (num_envs, self._library.mjb_nstate(handle)), number)
+        warnings = int(mujoco.mjtWarning.mjNWARNING)
+        address = self._library.mjb_warning(handle)
+        self._warnings = _array(address, (num_envs, warnings, 2), np.dtype(np.int32))  # last info, count
+        self._status = _array(self._library.mjb_status(handle), (num_envs,), np.dtype(np.int32))
+        self._no_warnings = self._warnings.tobytes()
+        self._step = self._library.mjb_step
+
+    def bind(self, name: str) -> np.ndarray:
+        """The live array [N, ...] of an MjData field: a view of the state, or read-only and copied out by each call."""
+        import mujoco
+
+        template = np.asarray(getattr(self._template, name))
+        size, element = ctypes.c_int(), ctypes.c_int()
+        if name in STATE_FIELDS:
+            bit = getattr(mujoco.mjtState, f"mjSTATE_{name.removeprefix('qacc_').upper()}")
+            address = self._library.mjb_stateComponent(self._handle, int(bit), ctypes.byref(size))
+            offset = (address - self.state.ctypes.data) // self.state.itemsize
+            return self.state[:, offset : offset + size.value].reshape(self.num_envs, *template.shape)
+        address = self._library.mjb_output(self._handle, name.encode(), ctypes.byref(size), ctypes.byref(element))
+        if not address:
+            raise ValueError(f"MuJoCo has no derived field '{name}'")
+        dtype = template.dtype if template.dtype.itemsize == element.value else np.dtype(f"i{element.value}")
+        array = _array(address, (self.num_envs, *template.shape), dtype)
+        array.flags.writeable = False
+        return array
+
+    def expand(self, name: str) -> np.ndarray:
+        """Give a model field its own value in every simulation: the live, writable array [N, ...]."""
+        template = np.asarray(
+            getattr(self.model.opt, name.removeprefix("opt.")) if name.startswith("opt.") else getattr(self.model, name)
+        )
+        size, element = ctypes.c_int(), ctypes.c_int()
+        address = self._library.mjb_expand(self._handle, name.encode(), ctypes.byref(size), ctypes.byref(element))
+        if not address:
+            raise ValueError(f"MuJoCo has no per-simulation model field '{name}'")
+        dtype = np.dtype(f"{template.dtype.kind}{element.value}")
+        return _array(address, (self.num_envs, *template.shape), dtype)
+
+    def step(self, substeps: int, stage: int = STAGE_NONE, rows: np.ndarray | None = None) -> None:
+        """Advance by `substeps`, then bring derived fields up to date as far as `stage`."""
+        pointer, count = _ids(rows)
+        self._check(self._step(self._handle, pointer, count, substeps, stage))
+
+    def forward(self, rows: np.ndarray | None = None, stage: int = STAGE_ACCELERATION) -> None:
+        """Compute the derived fields of the present state as far as `stage`; STAGE_NONE only copies them out."""
+        pointer, count = _ids(rows)
+        self._check(self._library.mjb_forward(self._handle, pointer, count, stage))
+
+    def reset(self, rows: np.ndarray | None = None, stage: int = STAGE_NONE) -> None:
+        """Set simulations to the model's defaults, clear their warnings, then compute as far as `stage`."""
+        pointer, count = _ids(rows)
+        self._warnings[slice(None) if rows is None else rows] = 0
+        self._check(self._library.mjb_reset(self._handle, pointer, count, None, stage))
+
+    def apply(self, function: str, rows: np.ndarray | None = None, save: bool = False) -> None:
+        """Run an engine function of (mjModel*, mjData*) on every simulation; needs persistent=True.
+
+        save: store the state that the function leaves. Derived fields are not copied out: call forward(STAGE_NONE).
+        The engine passes two further arguments; the System V and AArch64 conventions let a callee ignore them, which
+        the C standard does not promise, so tests/envs/test_mujoco_simulation.py checks it.
+        """
+        if not self.persistent:
+            raise ValueError("apply needs persistent simulations")
+        pointer, count = _ids(rows)
+        address = ctypes.cast(getattr(self._library, function), _pointer)
+        self._check(self._library.mjb_apply(self._handle, pointer, count, address, None, int(save)))
+
+    def data(self, row: int) -> mujoco.MjData:
+        """A new MjData with the state of one simulation and all derived fields computed from it, for drawing."""
+        import copy
+
+        import mujoco
+
+        model, data = copy.copy(self.model), mujoco.MjData(self.model)
+        self._library.mjb_getModel(self._handle, row, _pointer(model._address))
+        self._library.mjb_getData(self._handle, row, _pointer(data._address))
+        mujoco.mj_forward(model, data)
+        return data
+
+    def close(self) -> None:
+        """Free the simulations; arrays handed out must not be used afterwards."""
+        self._free()
+
+    def _check(self, failed: int) -> None:
+        if failed == 0 and self._warnings.tobytes() == self._no_warnings:
+            return
+        import mujoco
+
+        if failed:
+            row = int(np.flatnonzero(self._status)[0])
+            raise FloatingPointError(f"row {row}: {self._library.mjb_error(self._handle, row).decode()}")
+        row, kind = (int(i[0]) for i in np.nonzero(self._warnings[:, :, 1]))
+        quantity = mujoco.mjtWarning(kind).name.removeprefix("mjWARN_").lower()
+        meaning = f"NaN, infinite or huge {quantity[3:]}" if quantity.startswith("bad") else quantity
+        raise FloatingPointError(f"row {row}: the simulation warns of {meaning}")
+
+
+def _ids(rows: np.ndarray | None) -> tuple[ctypes.c_void_p | None, int]:
+    if rows is None:
+        return None, 0
+    if rows.dtype != np.int32 or not rows.flags.c_contiguous:
+        raise ValueError("rows must be a contiguous int32 array")
+    return rows.ctypes.data_as(_pointer), rows.size
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

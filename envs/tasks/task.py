@@ -1,0 +1,95 @@
+"""What a task is to the MuJoCo runner: numbers, and pure functions of batched simulation fields.
+
+A task is a frozen dataclass. Its fields are the settings that change it; its methods look at `physics`, a namespace of
+arrays [N, ...] named as in MjData (`qpos`, `qvel`, `ctrl` and those in `fields`), and at nothing else that changes.
+They use an array module `xp`, numpy or torch, and only operations that both have, so that one class serves the CPU and
+a GPU backend. N is the number of rows.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import mujoco
+
+    from envs.mujoco_simulation import Simulations
+
+Array = Any  # numpy.ndarray, or torch.Tensor on a GPU backend: whatever belongs to `xp`
+
+
+class Task(Protocol):
+    """Two families fulfil it: `gymnasium_v5.GymnasiumTask` and `dm_control.ControlTask`."""
+
+    package: str  # the distribution whose version decides the trajectories, beside mujoco
+    fields: tuple[str, ...]  # derived MjData fields that the methods read
+    constants: tuple[str, ...]  # MjModel fields that the methods read, without the axis N
+    expanded: tuple[str, ...]  # MjModel fields that `begin` sets for each row
+    stage: int  # how far derived fields are brought up to date after a step
+    contact_forces: bool  # whether cfrc_ext is computed after a step
+    camera: int | str  # the model camera that `render` looks through
+
+    @property
+    def model(self) -> mujoco.MjModel: ...
+
+    @property
+    def substeps(self) -> int:
+        """Simulator steps per action."""
+        ...
+
+    @property
+    def horizon(self) -> int:
+        """Actions until truncation."""
+        ...
+
+    def progress(self, xp: ModuleType, physics: SimpleNamespace) -> Array | None:
+        """[N] coordinate whose change over a step is rewarded; None if the reward needs no memory."""
+        ...
+
+    def observe(self, xp: ModuleType, physics: SimpleNamespace) -> tuple[Array, ...]:
+        """The observation in pieces [N, k], in order."""
+        ...
+
+    def outcome(self, xp: ModuleType, physics: SimpleNamespace, moved: Array) -> tuple[Array, Array | None]:
+        """Reward [N], and terminated [N] bool or None where the task never terminates.
+
+        moved: [N] change of `progress` over the step, None if there is none.
+        """
+        ...
+
+    def generator(self, seed: int) -> Any:
+        """The random generator that the reference environment makes from `seed`."""
+        ...
+
+    def generator_state(self, generator: Any) -> dict[str, Any]:
+        """Everything that decides the generator's future, as tensors and plain values."""
+        ...
+
+    def set_generator_state(self, generator: Any, state: dict[str, Any]) -> None: ...
+
+    def begin(
+        self, simulations: Simulations, physics: SimpleNamespace, rows: np.ndarray, generators: list[Any]
+    ) -> None:
+        """Start an episode in `rows` (int32, ascending), with the reference's draws from each row's generator.
+
+        generators: those of all N rows.
+        """
+        ...
+
+
+def flat(x: Array) -> Array:
+    """[N, a, b] as [N, a * b]."""
+    return x.reshape(x.shape[0], -1)
+
+
+def package_file(package: str, *parts: str) -> str:
+    """Path of a data file of an installed package, found without importing it. Raises RuntimeError if it is absent."""
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise RuntimeError(f"this environment needs: pip install {package.replace('_', '-')}")
+    return str(Path(found.submodule_search_locations[0], *parts))

@@ -1,0 +1,121 @@
+"""Which agents there are, and which published settings each knows by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterable
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from agents import ddpg, dqn, sac, td3
+from envs import ObservationSpec
+
+AGENTS: dict[str, ModuleType] = {"ddpg": ddpg, "dqn": dqn, "sac": sac, "td3": td3}
+
+# What differs from the agent's defaults. "small" fits two cores and minutes.
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "ddpg": {"small": {"warmup_steps": 1_000, "replay_capacity": 100_000}},
+    "sac": {"small": {"warmup_steps": 1_000, "replay_capacity": 100_000}},
+    "td3": {
+        # The paper's own runs on tasks without a stable episode length (section 6.1): 1 000 random steps.
+        "paper": {"warmup_steps": 1_000},
+        "small": {"warmup_steps": 1_000, "replay_capacity": 100_000},
+    },
+    "dqn": {
+        # The defaults: CleanRL's Atari settings.
+        "atari": {},
+        # Ours, after the Atari-100k settings: everything sooner, for hours on two cores instead of days.
+        "small": {
+            "learning_rate": 1e-4,
+            "replay_capacity": 100_000,
+            "warmup_steps": 5_000,
+            "epsilon_decay_steps": 50_000,
+            "target_update_every": 1_000,
+            "n_step": 3,
+        },
+        # rl-baselines3-zoo, CartPole-v1 (its ε falls over 16 % of 50 000 steps; SB3 clips gradients and uses Huber).
+        "cartpole": {
+            "learning_rate": 2.3e-3,
+            "batch_size": 64,
+            "replay_capacity": 100_000,
+            "warmup_steps": 1_000,
+            "update_every": 256,
+            "updates_per_round": 128,
+            "target_update_every": 10,
+            "epsilon_decay_steps": 8_000,
+            "epsilon_end": 0.04,
+            "epsilon_evaluation": 0.0,
+            "huber": True,
+            "max_gradient_norm": 10.0,
+        },
+        # rl-baselines3-zoo, LunarLander: ε over 12 % of 100 000 steps.
+        "lunarlander": {
+            "learning_rate": 6.3e-4,
+            "batch_size": 128,
+            "replay_capacity": 50_000,
+            "warmup_steps": 0,
+            "update_every": 4,
+            "updates_per_round": 4,
+            "target_update_every": 250,
+            "epsilon_decay_steps": 12_000,
+            "epsilon_end": 0.1,
+            "epsilon_evaluation": 0.0,
+            "huber": True,
+            "max_gradient_norm": 10.0,
+        },
+    },
+}
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """' Did you mean …?' with the nearest known names, or the whole list if none is near."""
+    known = sorted(known)
+    near = difflib.get_close_matches(word, known, n=2, cutoff=0.5)
+    if near:
+        return f" Did you mean {' or '.join(repr(name) for name in near)}?"
+    return f" It is one of {', '.join(known)}." if known else ""
+
+
+def find_agent(name: str) -> ModuleType:
+    """The module of an agent: its `Config` and its `Agent`. Raises ValueError with the nearest names."""
+    if name not in AGENTS:
+        raise ValueError(f"unknown agent '{name}'.{nearest(name, AGENTS)}")
+    return AGENTS[name]
+
+
+def default_preset(agent: str, observation_spec: ObservationSpec) -> str | None:
+    """DQN's Atari settings do not fit small vector tasks, so those get the zoo's; other agents need no choice."""
+    if agent != "dqn":
+        return None
+    return "atari" if observation_spec.dtype == torch.uint8 else "cartpole"
+
+
+def preset_config(agent: str, preset: str | None) -> Any:
+    """The agent's `Config` with a preset's values. Raises ValueError with the nearest names."""
+    config = find_agent(agent).Config()
+    if preset is None:
+        return config
+    if preset not in PRESETS[agent]:
+        raise ValueError(f"'{agent}' has no preset '{preset}'.{nearest(preset, PRESETS[agent])}")
+    return dataclasses.replace(config, **PRESETS[agent][preset])
+
+
+def config_to_json(config: Any) -> dict[str, Any]:
+    """A Config as plain values; infinity, which JSON does not have, as null."""
+    values = dataclasses.asdict(config)
+    return {name: None if value == math.inf else value for name, value in values.items()}
+
+
+def config_from_json(agent: str, values: dict[str, Any]) -> Any:
+    """Undo `config_to_json`. Raises ValueError if a name is not a hyper-parameter of the agent."""
+    module = find_agent(agent)
+    known = {field.name for field in dataclasses.fields(module.Config)}
+    for name in values:
+        if name not in known:
+            raise ValueError(f"'{name}' is no hyper-parameter of '{agent}'.{nearest(name, known)}")
+    plain = {name: math.inf if value is None else value for name, value in values.items()}
+    return module.Config(**{name: tuple(v) if isinstance(v, list) else v for name, v in plain.items()})

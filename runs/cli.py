@@ -1,0 +1,153 @@
+"""The `neoteny` command: reads what the user typed, checks all of it, then starts the work.
+
+Exit codes: 0 done, 2 bad input (one sentence, nothing written), 3 stopped early with a checkpoint, 1 a defect or a run
+that failed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from runs.options import (
+    DoctorOptions,
+    EvaluateOptions,
+    ListOptions,
+    ReportOptions,
+    UsageError,
+    WatchOptions,
+    parse,
+)
+
+OVERVIEW = """usage: neoteny COMMAND [options]
+
+A continual- and reinforcement-learning laboratory.
+
+  train AGENT --env ID   train an agent online, several seeds side by side
+  evaluate RUN           scores of a run's newest checkpoint
+  watch RUN              a video of one episode, without a display
+  report RUN [RUN ...]   learning curves with intervals as one HTML page and a PNG
+  list                   agents, environments, presets
+  doctor                 check this installation
+
+Example: neoteny train sac --env gym/Pendulum-v1 --preset small --steps 10000
+`neoteny COMMAND --help` shows the options of a command.
+"""
+
+
+def train(arguments: Sequence[str]) -> int:
+    from runs.train import train_command
+
+    return train_command(arguments)
+
+
+def evaluate(arguments: Sequence[str]) -> int:
+    options = parse(EvaluateOptions, arguments, "neoteny evaluate", "neoteny evaluate results/td3-dmc-cartpole-swingup")
+    from runs.play import evaluate_run
+
+    scores = evaluate_run(options.run, options.episodes, options.seed, options.device)
+    if options.json:
+        print(json.dumps(scores))
+        return 0
+    for name, summary in scores["metrics"].items():
+        interval = "" if summary["low"] is None else f" [{summary['low']:.1f}, {summary['high']:.1f}]"
+        print(f"{name}: {summary['mean']:.1f}{interval} over {summary['seeds']} seeds")
+    return 0
+
+
+def watch(arguments: Sequence[str]) -> int:
+    options = parse(WatchOptions, arguments, "neoteny watch", "neoteny watch results/td3-dmc-cartpole-swingup")
+    from runs.play import film_run
+
+    path, steps, return_ = film_run(
+        options.run, options.seed, options.episode_seed, options.out, options.max_steps, options.size, options.fps
+    )
+    print(f"{path}: {steps} steps, return {return_:.1f}")
+    return 0
+
+
+def report(arguments: Sequence[str]) -> int:
+    options = parse(ReportOptions, arguments, "neoteny report", "neoteny report results/td3-dmc-cartpole-swingup")
+    from runs.report import write_report
+
+    if not options.runs:
+        raise UsageError("report needs at least one run folder")
+    for run in options.runs:
+        require_run(run)
+    page, picture = write_report(options.runs, options.out or options.runs[0])
+    print(page)
+    print(picture)
+    return 0
+
+
+def list_(arguments: Sequence[str]) -> int:
+    options = parse(ListOptions, arguments, "neoteny list", "neoteny list envs")
+    import envs
+    from runs.catalogue import AGENTS, PRESETS, nearest
+
+    listings: dict[str, Callable[[], list[str]]] = {
+        "agents": lambda: list(AGENTS),
+        "presets": lambda: [f"{agent} {preset}" for agent, presets in PRESETS.items() for preset in presets],
+        "envs": envs.known_ids,
+    }
+    if options.what not in (*listings, "all"):
+        raise UsageError(f"cannot list '{options.what}'.{nearest(options.what, (*listings, 'all'))}")
+    for name, listing in listings.items():
+        if options.what == "all":
+            print(f"{name}:")
+        if options.what in (name, "all"):
+            indent = "  " if options.what == "all" else ""
+            print("\n".join(indent + line for line in listing()))
+    return 0
+
+
+def doctor(arguments: Sequence[str]) -> int:
+    parse(DoctorOptions, arguments, "neoteny doctor", "neoteny doctor")
+    from runs.doctor import doctor as examine
+    from runs.doctor import print_doctor
+
+    return print_doctor(examine())
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "train": train,
+    "evaluate": evaluate,
+    "watch": watch,
+    "report": report,
+    "list": list_,
+    "doctor": doctor,
+}
+
+
+def require_run(folder: Path) -> None:
+    """Raises UsageError unless `folder` is a run."""
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"'{folder}' is not the folder of a run: it has no config.json")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `neoteny`. Returns the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(OVERVIEW, end="")
+        return 0
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("neoteny"))
+        return 0
+    try:
+        if arguments[0] not in COMMANDS:
+            from runs.catalogue import nearest
+
+            raise UsageError(f"unknown command '{arguments[0]}'.{nearest(arguments[0], COMMANDS)}")
+        return COMMANDS[arguments[0]](arguments[1:])
+    except UsageError as error:
+        print(f"neoteny: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

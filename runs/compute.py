@@ -1,0 +1,82 @@
+"""The one place that decides device, threads, arithmetic and allocator of a process."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+import torch
+
+DEVICES = ("auto", "cpu", "cuda")
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
+# Relative to the largest entry; an fp32 product of this size is off by about 1e-6, one in bf16 by about 1e-3.
+_MAX_PRODUCT_ERROR = 1e-5
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one. Raises ValueError for an unknown name, or for `cuda` without a GPU."""
+    if name not in DEVICES:
+        raise ValueError(f"unknown device '{name}', it is one of {', '.join(DEVICES)}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device 'cuda' was asked for, but PyTorch sees no CUDA device; use --device cpu")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def resolve_threads(threads: int, seeds: int, images: bool) -> int:
+    """Threads for tensor arithmetic in each process that trains a seed; 0 lets us choose.
+
+    Small multilayer perceptrons lose by a second thread whenever something else wants the core, so they get one.
+    Raises ValueError for a negative number.
+    """
+    if threads < 0:
+        raise ValueError(f"threads must be 0 (choose) or more, got {threads}")
+    if threads:
+        return threads
+    return max(1, usable_cores() // seeds) if images else 1
+
+
+def set_up(device: torch.device, threads: int) -> str:
+    """Prepare this process for training. Returns the name of the matrix product chosen, for the run's record."""
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    return choose_matmul_precision() if device.type == "cpu" else torch.get_float32_matmul_precision()
+
+
+def choose_matmul_precision() -> str:
+    """Let oneDNN take fp32 products ("medium"), if on this processor they stay fp32; else keep "highest".
+
+    oneDNN is 1.4 to 1.6 times faster on products of 256 x 256 (specs/training-speed.md, section 2), but processors with
+    bf16 matrix units may round there, so one product is checked against float64.
+    """
+    torch.set_float32_matmul_precision("medium")
+    generator = torch.Generator().manual_seed(0)
+    left, right = torch.randn(2, 256, 256, generator=generator)
+    exact = left.double() @ right.double()
+    error = ((left @ right).double() - exact).abs().max() / exact.abs().max()
+    if error > _MAX_PRODUCT_ERROR:
+        torch.set_float32_matmul_precision("highest")
+    return torch.get_float32_matmul_precision()
+
+
+def keep_freed_memory() -> bool:
+    """Make glibc keep freed memory for the next allocation. Returns whether this system could.
+
+    An update allocates and frees the same half-megabyte activations over and over; by default glibc gives them back to
+    the kernel, which hands them out again page by page: 12 % of a TD3 update on the machine in docs/results/speed.md.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:  # another C library
+        return False
+    settings = ((_M_MMAP_THRESHOLD, 1 << 30), (_M_TRIM_THRESHOLD, 1 << 30), (_M_TOP_PAD, 64 << 20))
+    return all(mallopt(option, value) == 1 for option, value in settings)

@@ -1,0 +1,200 @@
+"""What the user types: one typed dataclass for each command, turned into flags by tyro."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+
+import tyro
+
+from runs.catalogue import nearest
+
+
+class UsageError(ValueError):
+    """Bad input: the message is one sentence, the command ends with exit code 2, and nothing was written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Train an agent online, several seeds side by side, into a run folder."""
+
+    env: str
+    """environment id, see `neoteny list envs`"""
+    steps: int = 1_000_000
+    """environment steps (one agent action each) of every seed"""
+    seeds: int = 3
+    """how many independent repetitions"""
+    seed: int = 0
+    """the first seed; the others follow it"""
+    preset: str | None = None
+    """published hyper-parameters by name, see `neoteny list presets`"""
+    num_envs: int = 1
+    """environments stepped together for each seed"""
+    eval_every: int | None = None
+    """steps between evaluations; default: a twentieth of --steps"""
+    eval_episodes: int = 10
+    """episodes of one evaluation"""
+    checkpoint_every: int | None = None
+    """steps between checkpoints; default: a quarter of --steps"""
+    device: str = "auto"
+    """auto, cpu or cuda"""
+    threads: int = 0
+    """threads for each seed; 0 chooses"""
+    compile: bool = False
+    """torch.compile the losses (pays on GPUs, not for small networks on CPUs)"""
+    tensorboard: bool = True
+    """also write TensorBoard event files"""
+    out: Path = Path("results")
+    """folder of all runs"""
+    name: str | None = None
+    """folder of this run in --out; default: agent and environment, numbered"""
+    quiet: bool = False
+    """no progress"""
+    json: bool = False
+    """print the closing summary as one JSON object on stdout"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """Score the newest checkpoint of a run on fresh episodes, every seed of it."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """folder of the run"""
+    episodes: int = 10
+    """episodes for each seed"""
+    seed: int = 1_000_000
+    """seed of the environments; not one that training used"""
+    device: str = "auto"
+    """auto, cpu or cuda"""
+    json: bool = False
+    """print the scores as one JSON object on stdout"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchOptions:
+    """Write an mp4 of one episode played by the newest checkpoint of a run; needs no display."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """folder of the run"""
+    seed: int | None = None
+    """which seed of the run plays; default: its first"""
+    episode_seed: int = 1_000_000
+    """seed of the environment"""
+    out: Path | None = None
+    """the video file; default: videos/step_N_seed_K.mp4 in the run"""
+    max_steps: int = 1_000
+    """longest film, in steps"""
+    size: int = 480
+    """height and width in pixels; Atari keeps the console's"""
+    fps: int = 30
+    """pictures a second"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Write one self-contained HTML page and a PNG of the learning curves of one or more runs."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """folders of the runs"""
+    out: Path | None = None
+    """where report.html goes; default: into the first run's folder"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListOptions:
+    """What there is to name on the command line: agents, envs, presets."""
+
+    what: Annotated[str, tyro.conf.Positional] = "all"
+    """agents, envs, presets or all"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorOptions:
+    """Try what an installation needs (simulators, rendering, video, checkpoints) and say how to mend what fails."""
+
+
+Options = TypeVar("Options")
+
+
+def parse(options: type[Options], arguments: Sequence[str], prog: str, example: str) -> Options:
+    """Read flags into one options dataclass. Exits with code 0 for --help.
+
+    Raises UsageError for a flag that does not exist or a value that does not parse.
+    """
+    return _parse(options, None, [options], arguments, prog, example)
+
+
+def parse_with_agent(
+    options: type[Options], config: Any, arguments: Sequence[str], prog: str, example: str
+) -> tuple[Options, Any]:
+    """The same with every hyper-parameter of an agent as a flag of its own; `config` holds the defaults."""
+    both = Annotated[
+        tuple[
+            Annotated[options, tyro.conf.arg(name="run")],
+            Annotated[type(config), tyro.conf.arg(name="hyper-parameters")],
+        ],
+        tyro.conf.OmitArgPrefixes,
+    ]
+    default = (options(env=tyro.MISSING), config)  # type: ignore[call-arg]
+    return _parse(both, default, [options, type(config)], arguments, prog, example)
+
+
+def given_value(arguments: Sequence[str], flag: str) -> str | None:
+    """The value of `flag` on a command line that is not parsed yet, None if it is not there."""
+    for index, argument in enumerate(arguments):
+        if argument == flag and index + 1 < len(arguments):
+            return arguments[index + 1]
+        if argument.startswith(f"{flag}="):
+            return argument.removeprefix(f"{flag}=")
+    return None
+
+
+def _parse(
+    target: Any, default: Any, classes: Sequence[type], arguments: Sequence[str], prog: str, example: str
+) -> Any:
+    help_wanted = "-h" in arguments or "--help" in arguments
+    if not help_wanted:
+        _check_flags(classes, arguments, prog)
+    description = f"{(classes[0].__doc__ or '').strip()}\n\nExample: {example}"
+    keywords = {} if default is None else {"default": default}
+    return tyro.cli(target, prog=prog, args=list(arguments), description=description, **keywords)
+
+
+def _check_flags(classes: Sequence[type], arguments: Sequence[str], prog: str) -> None:
+    """tyro would answer with a page; a mistyped flag or number gets one sentence instead."""
+    types: dict[str, Any] = {}
+    for cls in classes:
+        hints = get_type_hints(cls)
+        types |= {f"--{field.name.replace('_', '-')}": hints[field.name] for field in dataclasses.fields(cls)}
+    known = {*types, *(f"--no-{flag[2:]}" for flag, kind in types.items() if kind is bool)}
+    for index, argument in enumerate(arguments):
+        if not argument.startswith("--"):
+            continue
+        flag, has_value, value = argument.partition("=")
+        flag = flag.replace("_", "-")
+        if flag not in known:
+            raise UsageError(f"`{prog}` has no flag '{flag}'.{nearest(flag, known)}")
+        if types.get(flag) in (None, bool):
+            continue
+        if not has_value:
+            value = arguments[index + 1] if index + 1 < len(arguments) else "--"
+            if value.startswith("--"):
+                raise UsageError(f"flag '{flag}' needs a value")
+        _check_number(flag, value, types[flag])
+
+
+def _check_number(flag: str, value: str, kind: Any) -> None:
+    if get_origin(kind) is not None and type(None) in get_args(kind):
+        if value == "None":
+            return
+        kind = next(inner for inner in get_args(kind) if inner is not type(None))
+    if kind not in (int, float):
+        return
+    try:
+        kind(value)
+    except ValueError:
+        wanted = "a whole number" if kind is int else "a number"
+        raise UsageError(f"flag '{flag}' needs {wanted}, got '{value}'") from None

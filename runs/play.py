@@ -1,0 +1,113 @@
+"""Let the newest checkpoint of a run play: `neoteny evaluate` and `neoteny watch`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import envs
+from agents.agent import Agent
+from envs import Runner
+from runs import checkpoint, compute
+from runs.config import CONFIG, RunConfig
+from runs.evaluation import evaluate
+from runs.options import UsageError
+from runs.statistics import summarise
+from runs.training import build_agent
+from runs.video import write_mp4
+
+
+def open_run(folder: Path) -> tuple[RunConfig, Path]:
+    """A run's config and its newest checkpoint. Raises UsageError if it is not a run or has no checkpoint."""
+    if not (folder / CONFIG).is_file():
+        raise UsageError(f"'{folder}' is not the folder of a run: it has no {CONFIG}")
+    try:
+        return RunConfig.load(folder), checkpoint.newest(folder)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def load_agent(config: RunConfig, saved: Path, seed: int, runner: Runner, device: torch.device) -> Agent:
+    """The agent of one seed as it was saved. Raises UsageError if its file is damaged."""
+    agent = build_agent(config, runner, seed, device)
+    try:
+        agent.load_state_dict(checkpoint.read_seed(saved, seed, device)["agent"])
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return agent
+
+
+def evaluate_run(folder: Path, episodes: int, seed: int, device_name: str) -> dict[str, Any]:
+    """{"run", "step", "metrics": {"eval/return": …, "eval/length": …}}: mean over episodes, summarised over seeds."""
+    if episodes < 1:
+        raise UsageError(f"--episodes must be at least 1, got {episodes}")
+    config, saved = open_run(folder)
+    device = _device(device_name)
+    compute.set_up(device, config.threads)
+    returns, lengths = [], []
+    for run_seed in config.seeds:
+        runner = envs.make(config.env, 1, seed, device)
+        agent = load_agent(config, saved, run_seed, runner, device)
+        runner.close()
+        scores = evaluate(agent, config.env, episodes, seed, device)
+        assert scores is not None  # only a stop gives None
+        returns.append(float(scores[0].mean()))
+        lengths.append(float(scores[1].float().mean()))
+    metrics = {"eval/return": summarise(returns), "eval/length": summarise(lengths)}
+    return {"run": str(folder), "step": int(saved.name.removeprefix("step_")), "metrics": metrics}
+
+
+def film_run(
+    folder: Path, seed: int | None, episode_seed: int, out: Path | None, max_steps: int, size: int, fps: int
+) -> tuple[Path, int, float]:
+    """Film one episode. Returns the video's path, its steps and its return so far."""
+    for name, value in (("max-steps", max_steps), ("size", size), ("fps", fps)):
+        if value < 1:
+            raise UsageError(f"--{name} must be at least 1, got {value}")
+    config, saved = open_run(folder)
+    seed = config.seeds[0] if seed is None else seed
+    if seed not in config.seeds:
+        raise UsageError(f"the run has no seed {seed}; it has {', '.join(map(str, config.seeds))}")
+    device = _device("cpu")
+    compute.set_up(device, config.threads)
+    path = out or folder / "videos" / f"{saved.name}_seed_{seed}.mp4"
+    runner = envs.make(config.env, 1, episode_seed, device)
+    try:
+        agent = load_agent(config, saved, seed, runner, device)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        played = Episode(agent, runner, max_steps, size)
+        write_mp4(path, played.frames(), fps)
+    finally:
+        runner.close()
+    return path, played.steps, played.return_
+
+
+class Episode:
+    """One episode without exploration, picture by picture."""
+
+    def __init__(self, agent: Agent, runner: Runner, max_steps: int, size: int):
+        self.agent, self.runner, self.max_steps, self.size = agent, runner, max_steps, size
+        self.steps, self.return_ = 0, 0.0
+
+    def frames(self) -> Iterator[np.ndarray]:
+        """uint8 [H, W, 3], one before each action; the reset of the next episode is not shown."""
+        obs, ended = self.runner.reset(), False
+        while not ended and self.steps < self.max_steps:
+            yield self.runner.render(0, self.size, self.size)
+            step = self.runner.step(self.agent.act(obs, explore=False))
+            self.steps += 1
+            ended = bool(step.episode_ended[0])
+            # Raw rewards are only known as the episode's sum; until it ends the (maybe clipped) rewards stand in.
+            self.return_ = float(step.episode_return[0]) if ended else self.return_ + float(step.reward[0])
+            obs = step.obs
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return compute.resolve_device(name)
+    except ValueError as error:
+        raise UsageError(str(error)) from error

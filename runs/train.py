@@ -1,0 +1,198 @@
+"""`neoteny train`: checks everything a user may get wrong, then makes the run's folder and trains."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import envs
+from envs import Runner
+from runs import compute
+from runs.catalogue import AGENTS, default_preset, find_agent, preset_config
+from runs.config import RunConfig
+from runs.options import TrainOptions, UsageError, given_value, parse_with_agent
+from runs.randomness import spawn_generators
+from runs.record import State, read_table
+from runs.session import SeedFailed, run_session
+from runs.statistics import Summary, final_values, summarise
+
+EXAMPLE = "neoteny train td3 --env dmc/cartpole-swingup --steps 50000"
+
+
+def train_command(arguments: Sequence[str]) -> int:
+    """Run `neoteny train ARGUMENTS`. Returns the exit code; raises UsageError before anything is written."""
+    if not arguments or arguments[0].startswith("-"):
+        return _help_without_agent(arguments)
+    try:
+        config, options = prepare(arguments[0], arguments[1:])
+        folder = make_run_folder(config, options)
+    except ValueError as error:  # also of the rooms below, whose messages are written for users
+        raise UsageError(str(error)) from error
+    if not options.quiet:
+        print(f"{folder}: {config.agent} on {config.env}, {len(config.seeds)} seeds", file=sys.stderr)
+    try:
+        state = run_session(config, folder, options.quiet)
+    except SeedFailed as failure:
+        kept = "its last checkpoint is kept" if any((folder / "checkpoints").glob("step_*")) else "it has no checkpoint"
+        print(f"neoteny: {folder} failed, {kept}: {failure}", file=sys.stderr)
+        return 1
+    _print_summary(folder, state, options)
+    return 0 if state == "done" else 3
+
+
+def prepare(agent: str, arguments: Sequence[str]) -> tuple[RunConfig, TrainOptions]:
+    """Everything about a run, checked, without writing anything. Raises ValueError or UsageError, one sentence."""
+    module, prog = find_agent(agent), f"neoteny train {agent}"
+    if "-h" in arguments or "--help" in arguments:
+        parse_with_agent(TrainOptions, module.Config(), arguments, prog, EXAMPLE)
+    env_id = given_value(arguments, "--env")
+    if env_id is None:
+        raise UsageError(f"train needs an environment, for example: {EXAMPLE}")
+    preset = given_value(arguments, "--preset")
+    preset_config(agent, preset)  # a wrong name is found before an environment is built
+    runner = envs.make(env_id)
+    try:
+        preset = preset or default_preset(agent, runner.observation_spec)
+        options, agent_config = parse_with_agent(TrainOptions, preset_config(agent, preset), arguments, prog, EXAMPLE)
+        config = _run_config(agent, agent_config, preset, options, runner)
+        _try_to_build(config, runner)
+    finally:
+        runner.close()
+    return config, options
+
+
+def _run_config(agent: str, agent_config: Any, preset: str | None, options: TrainOptions, runner: Runner) -> RunConfig:
+    for name in ("steps", "seeds"):
+        if vars(options)[name] < 1:
+            raise UsageError(f"--{name} must be at least 1, got {vars(options)[name]}")
+    device = compute.resolve_device(options.device)
+    images = len(runner.observation_spec.shape) > 1
+    return RunConfig(
+        agent=agent,
+        env=options.env,
+        steps=options.steps,
+        seeds=tuple(range(options.seed, options.seed + options.seeds)),
+        num_envs=options.num_envs,
+        eval_every=max(1, options.steps // 20) if options.eval_every is None else options.eval_every,
+        eval_episodes=options.eval_episodes,
+        checkpoint_every=(max(1, options.steps // 4) if options.checkpoint_every is None else options.checkpoint_every),
+        log_every=min(1_000, max(1, options.steps // 100)),
+        device=device.type,
+        threads=compute.resolve_threads(options.threads, options.seeds, images),
+        compiled=options.compile,
+        tensorboard=options.tensorboard,
+        preset=preset,
+        agent_config=agent_config,
+        environment=describe_environment(runner),
+    )
+
+
+def _try_to_build(config: RunConfig, runner: Runner) -> None:
+    """Build the agent once on the CPU: what does not fit the environment is found before anything is written."""
+    cpu = torch.device("cpu")
+    find_agent(config.agent).Agent(
+        runner.observation_spec,
+        runner.action_spec,
+        config.agent_config,
+        num_envs=config.num_envs,
+        device=cpu,
+        generators=spawn_generators(0, cpu),
+    )
+
+
+def make_run_folder(config: RunConfig, options: TrainOptions) -> Path:
+    """Make OUT/NAME and write `config.json` into it. Raises UsageError if it exists or cannot be made."""
+    if options.name is not None:
+        if Path(options.name).name != options.name or options.name in ("", ".", ".."):
+            raise UsageError(f"--name must be a plain folder name, got '{options.name}'")
+        folder = options.out / options.name
+        if folder.exists():
+            raise UsageError(f"the run '{folder}' exists already; choose another --name or remove it")
+    else:
+        stem = f"{config.agent}-{config.env.replace('/', '-')}"
+        names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+        folder = next(path for name in names if not (path := options.out / name).exists())
+    made = [path for path in (folder, *folder.parents) if not path.exists()]  # innermost first
+    try:
+        folder.mkdir(parents=True)
+        config.save(folder)
+    except OSError as error:
+        for path in made:
+            if path.is_dir():
+                path.rmdir()
+        raise UsageError(f"cannot write to '{folder}': {error.strerror}") from error
+    return folder
+
+
+def describe_environment(runner: Runner) -> dict[str, Any]:
+    """Where a result was made: commit, machine, versions, and what the runner says of itself. Plain values."""
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    try:
+        versions["neoteny"] = version("neoteny")
+    except PackageNotFoundError:  # imported from a checkout that is not installed
+        versions["neoteny"] = "not installed"
+    return {
+        "commit": _commit(),
+        "machine": f"{_processor()}, {compute.usable_cores()} cores",
+        "versions": versions | runner.spec.versions,
+        "runner": dataclasses.asdict(runner.spec),
+    }
+
+
+def summarise_run(folder: Path) -> dict[str, Any]:
+    """The closing summary: the last value of every metric, over seeds."""
+    rows = read_table(folder)
+    metrics: dict[str, Summary] = {}
+    for name in dict.fromkeys(row.name for row in rows):
+        metrics[name] = summarise(final_values(rows, name).values())
+    return {"run": str(folder), "metrics": metrics}
+
+
+def _print_summary(folder: Path, state: State, options: TrainOptions) -> None:
+    summary = summarise_run(folder)
+    if options.json:
+        print(json.dumps(summary))
+    if options.quiet:
+        return
+    score = summary["metrics"].get("eval/return")
+    if score and score["mean"] is not None:
+        interval = "" if score["low"] is None else f" [{score['low']:.1f}, {score['high']:.1f}]"
+        print(f"eval/return {score['mean']:.1f}{interval} over {score['seeds']} seeds", file=sys.stderr)
+    if state == "stopped":
+        print(f"stopped early; the newest checkpoint is in {folder / 'checkpoints'}", file=sys.stderr)
+    print(f"next: neoteny report {folder}", file=sys.stderr)
+
+
+def _help_without_agent(arguments: Sequence[str]) -> int:
+    if any(argument in ("-h", "--help") for argument in arguments):
+        print(f"usage: neoteny train AGENT --env ID [options]\n\nAgents: {', '.join(AGENTS)}")
+        print(f"`neoteny train AGENT --help` shows all options of an agent.\n\nExample: {EXAMPLE}")
+        return 0
+    raise UsageError(f"train needs an agent ({', '.join(AGENTS)}), for example: {EXAMPLE}")
+
+
+def _commit() -> str | None:
+    """Of the checkout this code runs from, None outside of one."""
+    here = Path(__file__).parent
+    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or os.uname().machine
