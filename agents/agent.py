@@ -115,9 +115,10 @@ def parts_state(parts: Mapping[str, Any]) -> dict[str, Any]:
 
 def load_parts_state(parts: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     """Undo `parts_state`. Raises ValueError if a part is missing from `state`."""
+    missing = [name for name in parts if name not in state]
+    if missing:
+        raise ValueError(f"the saved agent has no '{missing[0]}': it was saved by another kind of agent")
     for name, part in parts.items():
-        if name not in state:
-            raise ValueError(f"the saved agent has no '{name}': it was saved by another agent or configuration")
         if isinstance(part, torch.Generator):
             part.set_state(state[name])
         else:

@@ -112,8 +112,9 @@ class Agent:
         self.exploration = generators["exploration"]
         self.scale = ActionScale(action_spec, device)
         self.action_size = action_spec.size
-        self.actor = DeterministicActor(observations, self.action_size, config.hidden, config.layer_norm).to(device)
-        self.critic = Critics(1, observations, self.action_size, config.hidden, config.layer_norm).to(device)
+        with device:
+            self.actor = DeterministicActor(observations, self.action_size, config.hidden, config.layer_norm)
+            self.critic = Critics(1, observations, self.action_size, config.hidden, config.layer_norm)
         for net in (self.actor, self.critic):
             initialise_(net, generators["initialisation"])
         self.target_actor, self.target_critic = copy.deepcopy(self.actor), copy.deepcopy(self.critic)

@@ -127,7 +127,8 @@ class Agent:
         self.config, self.num_envs, self.device = config, num_envs, device
         self.actions = action_spec.count
         self.exploration, self.evaluation = generators["exploration"], generators["evaluation"]
-        self.net = QNetwork(observation_spec, self.actions, config.hidden, config.layer_norm).to(device)
+        with device:
+            self.net = QNetwork(observation_spec, self.actions, config.hidden, config.layer_norm)
         initialise_(self.net, generators["initialisation"])
         self.target_net = copy.deepcopy(self.net)
         self.parameters = list(self.net.parameters())

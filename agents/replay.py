@@ -16,9 +16,11 @@ it and are zero before the first frame of the episode.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -71,16 +73,15 @@ class Replay:
         self.generator = generator
         ring = (num_envs, self.slots)
         frame_shape = observation_spec.shape[1:] if self.stack > 1 else observation_spec.shape
-        # Memory is touched when first written, so a ring that is never filled costs only what it holds.
-        self.frame = torch.empty(*ring, *frame_shape, dtype=observation_spec.dtype, device=device)
+        self.frame = _zeros((*ring, *frame_shape), observation_spec.dtype, device)
         if isinstance(action_spec, ContinuousActionSpec):
-            self.action = torch.empty(*ring, action_spec.size, device=device)
+            self.action = _zeros((*ring, action_spec.size), torch.float32, device)
         else:
-            self.action = torch.empty(ring, dtype=torch.int64, device=device)
-        self.reward = torch.empty(ring, device=device)
-        self.terminated = torch.empty(ring, dtype=torch.bool, device=device)
-        self.ended = torch.empty(ring, dtype=torch.bool, device=device)  # terminated or truncated
-        self.is_transition = torch.zeros(ring, dtype=torch.bool, device=device)
+            self.action = _zeros(ring, torch.int64, device)
+        self.reward = _zeros(ring, torch.float32, device)
+        self.terminated = _zeros(ring, torch.bool, device)
+        self.ended = _zeros(ring, torch.bool, device)  # terminated or truncated
+        self.is_transition = _zeros(ring, torch.bool, device)
         self.head = torch.zeros(num_envs, dtype=torch.int64, device=device)  # slots ever used, for each environment
         self._row = torch.arange(num_envs, device=device)
         self._age = torch.arange(self.stack - 1, -1, -1, device=device)
@@ -140,9 +141,9 @@ class Replay:
         position = torch.rand(draws, dtype=torch.float64, device=self.device, generator=self.generator)
         position = (position * (filled * self.num_envs)).long()
         slot, env = position // self.num_envs, position % self.num_envs
-        # The oldest stack - 1 slots of a full ring have lost their earlier frames.
-        behind_head = (self.head[env] - slot) % self.slots
-        usable = self.is_transition[env, slot] & (behind_head <= self.slots - self.stack)
+        # The head's slot is about to be written; the oldest stack - 1 others of a full ring lost their earlier frames.
+        age = (self.head[env] - 1 - slot) % self.slots
+        usable = self.is_transition[env, slot] & (age < self.slots - self.stack)
         accepted = usable.cumsum(0)
         wanted = torch.arange(batch_size, device=self.device) % accepted[-1].clamp(min=1) + 1
         kept = torch.searchsorted(accepted, wanted)
@@ -188,3 +189,11 @@ class Replay:
             "ended": self.ended,
             "is_transition": self.is_transition,
         }
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros that take host memory only where they are written: a ring costs what it holds, not what it could."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    size = math.prod(shape) * dtype.itemsize
+    return torch.from_numpy(np.zeros(size, np.uint8)).view(dtype).view(shape)

@@ -123,8 +123,9 @@ class Agent:
         self.exploration, self.noise = generators["exploration"], generators["update"]
         self.scale = ActionScale(action_spec, device)
         self.action_size = action_spec.size
-        self.actor = DeterministicActor(observations, self.action_size, config.hidden, config.layer_norm).to(device)
-        self.critics = Critics(2, observations, self.action_size, config.hidden, config.layer_norm).to(device)
+        with device:
+            self.actor = DeterministicActor(observations, self.action_size, config.hidden, config.layer_norm)
+            self.critics = Critics(2, observations, self.action_size, config.hidden, config.layer_norm)
         for net in (self.actor, self.critics):
             initialise_(net, generators["initialisation"])
         self.target_actor, self.target_critics = copy.deepcopy(self.actor), copy.deepcopy(self.critics)

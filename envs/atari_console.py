@@ -38,12 +38,12 @@ class Console:
     ) -> np.ndarray:
         """The picture, uint8 RGB [height, width, 3], after `actions`; only those not yet seen are played.
 
-        record_number tells one record of a row from the next, which starts anew with `seed` (-1: not random).
+        record_number tells one record of a row from the next, which starts anew with `seed`.
         start_frames: for each episode begun since the seed, its frames before the first action.
         """
         if record_number != self._record_number:
             self._record_number = record_number
-            self._ale.setInt("random_seed", max(seed, 0))
+            self._ale.setInt("random_seed", seed)
             self._ale.loadROM(self._rom)
             self._played, self._episodes, self._over = 0, 0, True
         while self._over or self._played < len(actions):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import gymnasium
@@ -32,6 +34,9 @@ SUITE: dict[str, tuple[str, ...]] = {
 }
 
 
+_NO_LIMIT = 1e10  # mjMAXVAL
+
+
 class DmControlEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     """One suite task: observations flattened in the order of the task's own spec, actions in the task's own bounds.
 
@@ -48,9 +53,10 @@ class DmControlEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self._name = (domain, task)
         self._load(seed)
         spec = self._env.action_spec()
-        self.action_space = gymnasium.spaces.Box(
-            np.broadcast_to(spec.minimum, spec.shape), np.broadcast_to(spec.maximum, spec.shape), dtype=np.float64
-        )
+        low, high = (np.broadcast_to(bound, spec.shape) for bound in (spec.minimum, spec.maximum))
+        # dm_control writes the simulator's largest number where an actuator has no limit.
+        low, high = np.where(low <= -_NO_LIMIT, -np.inf, low), np.where(high >= _NO_LIMIT, np.inf, high)
+        self.action_space = gymnasium.spaces.Box(low, high, dtype=np.float64)
         size = sum(math.prod(part.shape) for part in self._env.observation_spec().values())
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float64)
 
@@ -78,7 +84,8 @@ class DmControlEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         if seed is not None and seed != self._loaded_seed:
             self._load(seed)
         self._loaded_seed = None
-        return _flatten(self._env.reset().observation), {}
+        with _opengl_named(self._name):  # quadruped-escape uploads its terrain
+            return _flatten(self._env.reset().observation), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         step = self._env.step(action)
@@ -87,11 +94,23 @@ class DmControlEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         return _flatten(step.observation), step.reward, terminated, last and not terminated, {}
 
     def render(self) -> np.ndarray:
-        """The first camera's picture, uint8 [height, width, 3], of `render_size`."""
-        return self._env.physics.render(*self.render_size, camera_id=0)
+        """The first camera's picture, uint8 [height, width, 3], of `render_size`. RuntimeError without OpenGL."""
+        with _opengl_named(self._name):
+            return self._env.physics.render(*self.render_size, camera_id=0)
 
     def close(self) -> None:
         self._env.close()
+
+
+@contextlib.contextmanager
+def _opengl_named(name: tuple[str, str]) -> Iterator[None]:
+    import mujoco
+
+    try:
+        yield
+    except mujoco.FatalError as error:  # pyright: ignore[reportAttributeAccessIssue]
+        advice = "install EGL or OSMesa and set MUJOCO_GL=egl or MUJOCO_GL=osmesa"
+        raise RuntimeError(f"dmc/{'-'.join(name)} needs OpenGL here and found none: {advice}") from error
 
 
 def _flatten(observation: dict[str, Any]) -> np.ndarray:

@@ -15,6 +15,7 @@ import inspect
 import json
 import math
 import zlib
+from importlib import import_module
 from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 from typing import Any
@@ -46,18 +47,24 @@ def known_ids() -> list[str]:
     known = {name for name in _dm_control_ids() if not name.startswith(tuple(f"dmc/{d}-" for d in _DMC_UNBOUNDED))}
     newest: dict[tuple[str | None, str], EnvSpec] = {}
     for spec in registry.values():
-        # Registered functions only say that an environment has moved elsewhere.
-        if not isinstance(spec.entry_point, str) or spec.entry_point.startswith(_LEFT_OUT):
+        module = _module(spec)
+        # What `gymnasium.envs` itself registers only says that an environment has moved elsewhere.
+        if module == "gymnasium.envs" or module.startswith(_LEFT_OUT):
             continue
-        if spec.entry_point.startswith("gymnasium.envs.box2d") and find_spec("Box2D") is None:
+        if module.startswith("gymnasium.envs.box2d") and find_spec("Box2D") is None:
             continue
         key = (spec.namespace, spec.name)
         if key not in newest or (spec.version or 0) > (newest[key].version or 0):
             newest[key] = spec
     for spec in newest.values():
-        room = "mujoco" if str(spec.entry_point).startswith("gymnasium.envs.mujoco") else "gym"
+        room = "mujoco" if _module(spec).startswith("gymnasium.envs.mujoco") else "gym"
         known.add(f"{room}/{spec.id}")
     return sorted(known)
+
+
+def _module(spec: EnvSpec) -> str:
+    entry = spec.entry_point
+    return entry.partition(":")[0] if isinstance(entry, str) else getattr(entry, "__module__", "")
 
 
 def accepts(env_id: str) -> bool:
@@ -67,8 +74,15 @@ def accepts(env_id: str) -> bool:
     """
     room, _, name = env_id.partition("/")
     if room == "gym" and ":" in name:
-        return find_spec(name.partition(":")[0]) is not None
+        return _is_importable(name.partition(":")[0])
     return env_id in _dm_control_ids() or (room == "gym" and name in registry) or env_id in known_ids()
+
+
+def _is_importable(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except (ImportError, ValueError):  # a parent package is missing, or the name is none
+        return False
 
 
 def make(
@@ -95,25 +109,36 @@ def _build_dm_control(env_id: str, seed: int, settings: dict[str, Any]) -> gymna
 
 
 def _build_registered(env_id: str, _seed: int, settings: dict[str, Any]) -> gymnasium.Env:
-    name = env_id.partition("/")[2]
+    module, _, name = env_id.partition("/")[2].rpartition(":")
     try:
+        if module:
+            import_module(module)
         spec = gymnasium.spec(name)
         creator = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
-        parameters = inspect.signature(creator).parameters if creator else {}
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-            accepted = {"row_seeds", "max_episode_steps", *parameters} - {"self", "render_mode"}
-            check_task_args(env_id, settings, accepted)
+        accepted = _keywords(creator)
+        if accepted is not None:
+            check_task_args(env_id, settings, {"row_seeds", "max_episode_steps", *accepted})
         modes = getattr(creator, "metadata", {}).get("render_modes", ())
         picture = {"render_mode": "rgb_array"} if "rgb_array" in modes else {}
         return gymnasium.make(name, disable_env_checker=True, **picture, **settings)
+    except gymnasium.error.UnregisteredEnv as error:
+        raise EnvironmentNotFound(f"'{module}' registers no environment '{name}'") from error
     except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
         missing = getattr(error, "name", None)
         advice = f"pip install {missing}" if missing else str(error)
         raise EnvironmentNotFound(f"'{env_id}' is known, but a package it needs is not installed: {advice}") from error
-    except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
-            raise
-        raise ValueError(f"{env_id} refuses a setting: {error}") from error
+
+
+def _keywords(creator: Any) -> set[str] | None:
+    """The keywords that make an environment; None if it takes any, for something other than its base classes."""
+    constructors = [base.__init__ for base in creator.__mro__[:-1]] if inspect.isclass(creator) else [creator]
+    accepted: set[str] = set()
+    for constructor in constructors:
+        parameters = inspect.signature(constructor).parameters.values()
+        accepted |= {parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
+            return accepted - {"self", "render_mode", "args"}
+    return None
 
 
 class GymnasiumRunner:

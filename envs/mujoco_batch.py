@@ -11,20 +11,16 @@ import dataclasses
 import math
 from importlib.metadata import version
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from envs.mujoco_simulation import STAGE_NONE, Simulations, available_cores
+from envs.mujoco_simulation import STAGE_NONE, Simulations, available_cores, engine
 from envs.runner import ContinuousActionSpec, ObservationSpec, RunnerSpec, Step, row_seeds
 from envs.tasks import dm_control, gymnasium_v5
-
-if TYPE_CHECKING:
-    import mujoco
-
-    from envs.tasks.task import Task
+from envs.tasks.task import Task
 
 
 def known_ids() -> list[str]:
@@ -71,7 +67,7 @@ class MujocoBatch:
         model = task.model
         self.num_envs = num_envs = len(seeds)
         self.device = device
-        self._task = task
+        self._task, self._substeps = task, task.substeps
         threads = min(threads or available_cores(), num_envs)
         # Derived fields belong to one simulation only if it keeps its own MjData.
         self._simulations = Simulations(model, num_envs, threads, persistent=bool(task.fields))
@@ -87,20 +83,21 @@ class MujocoBatch:
         self._next_truncation = task.horizon
         self._sent = False
         self._ready = False
-        self._renderer: mujoco.Renderer | None = None
-        size = sum(piece.shape[1] for piece in task.observe(np, self._physics))
-        self._slots = tuple(_Slot(num_envs, size, device, dtype) for _ in range(2))
+        self._renderer: Any = None
+        sizes = [piece.shape[1] for piece in task.observe(np, self._physics)]
+        self._slots = tuple(_Slot(num_envs, sizes, device, dtype) for _ in range(2))
         self._slot = 0
         low, high = model.actuator_ctrlrange.astype(np.float32).T
         self.action_spec = ContinuousActionSpec(low, high)
         self._action_shape = (num_envs, low.size)
-        self.observation_spec = ObservationSpec((size,), dtype)
+        self.observation_spec = ObservationSpec((sum(sizes),), dtype)
         settings = {**dataclasses.asdict(cast(Any, task)), "dtype": str(dtype).removeprefix("torch.")}
         versions = {name: version(name) for name in ("mujoco", task.package)}
         self.spec = RunnerSpec(env_id, "mujoco.batch", task.horizon, 1, settings, versions)
 
     def reset(self) -> Tensor:
         """Start a new episode in every row. Returns obs [N, O]."""
+        self._check_open()
         self._sent = False
         self._begin(np.arange(self.num_envs, dtype=np.int32))
         slot = self._claim_slot()
@@ -130,7 +127,7 @@ class MujocoBatch:
             raise RuntimeError("recv: call send first")
         self._sent = False
         task, physics, simulations = self._task, self._physics, self._simulations
-        simulations.step(task.substeps, task.stage)
+        simulations.step(self._substeps, task.stage)
         if task.contact_forces:
             simulations.apply("mj_rnePostConstraint")
             simulations.forward(stage=STAGE_NONE)
@@ -173,7 +170,8 @@ class MujocoBatch:
 
     def _observe(self, slot: _Slot, progress: np.ndarray | None) -> None:
         """Write the observation, remember what the next reward is measured from, refuse NaN and infinity."""
-        np.concatenate(self._task.observe(np, self._physics), 1, slot.obs, casting="same_kind")
+        for target, piece in zip(slot.pieces, self._task.observe(np, self._physics), strict=True):
+            target[...] = piece
         if progress is not None:
             self._progress = progress.copy()
         # A sum of squares is finite only if every entry is, at a fifth of the cost of isfinite().all(). It may also
@@ -185,15 +183,14 @@ class MujocoBatch:
 
     def render(self, row: int = 0, height: int = 480, width: int = 480) -> np.ndarray:
         """A picture of one row, uint8 [height, width, 3]. Raises RuntimeError if no OpenGL context can be made."""
-        import mujoco
-
+        self._check_open()
         if self._renderer is None or (self._renderer.height, self._renderer.width) != (height, width):
             self._close_renderer()
             model = self._task.model
             model.vis.global_.offheight = max(height, model.vis.global_.offheight)
             model.vis.global_.offwidth = max(width, model.vis.global_.offwidth)
             try:
-                self._renderer = mujoco.Renderer(model, height, width)
+                self._renderer = engine().Renderer(model, height, width)
             except Exception as error:  # each OpenGL platform raises types of its own
                 raise RuntimeError(
                     f"cannot draw without OpenGL: install EGL or set MUJOCO_GL=osmesa before starting ({error})"
@@ -203,6 +200,7 @@ class MujocoBatch:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides the future, as tensors and plain values; not between `send` and `recv`."""
+        self._check_open()
         if self._sent:
             raise RuntimeError("state_dict: call recv first")
         return {
@@ -218,6 +216,7 @@ class MujocoBatch:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly where `state_dict` was called. Raises ValueError if the environments are not the same."""
+        self._check_open()
         saved = (state["env_id"], len(state["generators"]))
         if saved != (self.spec.env_id, self.num_envs):
             raise ValueError(f"state of {saved[1]} x {saved[0]} given to {self.num_envs} x {self.spec.env_id}")
@@ -243,6 +242,10 @@ class MujocoBatch:
         self._close_renderer()
         self._simulations.close()
 
+    def _check_open(self) -> None:
+        if self._simulations.closed:
+            raise RuntimeError(f"the runner of {self.spec.env_id} is closed")
+
     def _close_renderer(self) -> None:
         if self._renderer is not None:
             self._renderer.close()
@@ -255,15 +258,15 @@ class _Slot:
     On the CPU they share memory. For a GPU the arrays are pinned and `publish` copies them without waiting.
     """
 
-    def __init__(self, num_envs: int, size: int, device: torch.device, dtype: torch.dtype):
+    def __init__(self, num_envs: int, sizes: list[int], device: torch.device, dtype: torch.dtype):
         def buffer(shape: tuple[int, ...], kind: torch.dtype) -> Tensor:
             return torch.zeros(shape, dtype=kind, pin_memory=device.type == "cuda")
 
-        rows = (num_envs,)
+        rows, size = (num_envs,), sum(sizes)
         numbers = buffer((num_envs * (size + 1),), dtype)
         host = {
-            "obs": numbers[num_envs:].view(num_envs, size),
-            "reward": numbers[:num_envs],
+            "obs": numbers[: num_envs * size].view(num_envs, size),
+            "reward": numbers[num_envs * size :],
             "terminated": buffer(rows, torch.bool),
             "truncated": buffer(rows, torch.bool),
             "final_obs": buffer((num_envs, size), dtype),
@@ -273,6 +276,7 @@ class _Slot:
         }
         self.checked = numbers.numpy()  # observations and rewards in one array, for one test of all
         self.obs, self.final_obs = host["obs"].numpy(), host["final_obs"].numpy()
+        self.pieces = np.split(self.obs, np.cumsum(sizes)[:-1], axis=1)
         self.reward = host["reward"].numpy()
         self.terminated, self.truncated = host["terminated"].numpy(), host["truncated"].numpy()
         self.episode_return, self.episode_length = host["episode_return"].numpy(), host["episode_length"].numpy()
@@ -298,5 +302,5 @@ class _Slot:
         if self._copied is not None:
             for target, source in self._plain_copies if step is self.plain else self._ended_copies:
                 target.copy_(source, non_blocking=True)
-            self._copied.record()
+            self._copied.record(torch.cuda.current_stream(step.obs.device))
         return step

@@ -9,31 +9,52 @@ every call.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import ctypes
 import functools
 import os
 import sys
 import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
-if sys.platform == "linux" and "DISPLAY" not in os.environ:
-    os.environ.setdefault("MUJOCO_GL", "egl")  # read once, when mujoco is first imported
+# MuJoCo chooses its OpenGL platform when it is first imported, and that import fails if EGL is chosen but missing.
+if sys.platform == "linux" and not {"DISPLAY", "MUJOCO_GL"} & set(os.environ):
+    with contextlib.suppress(OSError):
+        ctypes.CDLL("libEGL.so.1")
+        os.environ["MUJOCO_GL"] = "egl"
 
-if TYPE_CHECKING:
-    import mujoco
+Model = Any  # mujoco.MjModel; the package carries no types
+Data = Any  # mujoco.MjData
 
 STAGE_NONE, STAGE_VELOCITY, STAGE_ACCELERATION = 0, 2, 3  # mjtStage
-STATE_FIELDS = ("time", "qpos", "qvel", "qacc_warmstart", "ctrl")  # those the tasks use; each is a bit of mjtState
+STATE_FIELDS = ("time", "qpos", "qvel", "ctrl")  # those the tasks use; each is a bit of mjtState
 
-
-_pointer = ctypes.c_void_p
+Pointer = ctypes.c_void_p
 
 
 class _Config(ctypes.Structure):
     _fields_ = [("nthread", ctypes.c_int), ("persistent", ctypes.c_bool)]
+
+
+class _LogConfig(ctypes.Structure):
+    _fields_ = [
+        ("to_console", ctypes.c_bool),
+        ("to_file", ctypes.c_bool),
+        ("file", ctypes.c_char * 1024),
+        ("topics", ctypes.c_int),
+    ]
+
+
+@functools.cache
+def engine() -> Any:
+    """The `mujoco` package, imported on first use."""
+    import mujoco
+
+    return mujoco
 
 
 @functools.cache
@@ -43,9 +64,7 @@ def _library() -> ctypes.CDLL:
     Arguments go without `argtypes`, which saves 0.2 us a call: Python integers become C ints, so every pointer must be
     a c_void_p.
     """
-    import mujoco
-
-    package = Path(mujoco.__file__).parent
+    package = Path(engine().__file__).parent
     found = [*package.glob("libmujoco.so*"), *package.glob("libmujoco*.dylib")]
     if not found:
         raise RuntimeError(f"no MuJoCo library in {package}; the batch backend runs on Linux and macOS")
@@ -61,7 +80,24 @@ def _library() -> ctypes.CDLL:
     ):
         getattr(library, name).restype = ctypes.c_void_p
     library.mjb_error.restype = ctypes.c_char_p
+    library.mju_getLogConfig.restype = _LogConfig
     return library
+
+
+def load_model(path: str) -> Model:
+    """Compile a model file of an installed package. Warnings are raised by `Simulations`, so none goes to a log file.
+
+    Nor does the console show what the compiler says of outdated attributes, which concerns the package's authors.
+    """
+    library = _library()
+    config = library.mju_getLogConfig()
+    shown, config.to_console, config.to_file = config.to_console, False, False
+    library.mju_setLogConfig(config)
+    try:
+        return engine().MjModel.from_xml_path(path)
+    finally:
+        config.to_console = shown
+        library.mju_setLogConfig(config)
 
 
 def _array(address: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -76,16 +112,15 @@ class Simulations:
     FloatingPointError naming the first row whose simulation failed or warned (NaN, infinite or huge numbers).
     """
 
-    def __init__(self, model: mujoco.MjModel, num_envs: int, threads: int, persistent: bool):
-        import mujoco
-
+    def __init__(self, model: Model, num_envs: int, threads: int, persistent: bool):
+        mujoco = engine()
         self._library = _library()
         error = ctypes.create_string_buffer(1000)
         config = _Config(threads, persistent)
-        handle = self._library.mjb_makeBatch(_pointer(model._address), num_envs, ctypes.byref(config), error, 1000)
+        handle = self._library.mjb_makeBatch(Pointer(model._address), num_envs, ctypes.byref(config), error, 1000)
         if not handle:
             raise RuntimeError(f"MuJoCo cannot make {num_envs} simulations: {error.value.decode()}")
-        self._handle = handle = _pointer(handle)
+        self._handle = handle = Pointer(handle)
         self._free = weakref.finalize(self, self._library.mjb_deleteBatch, handle)
         self.model = model
         self.num_envs = num_envs
@@ -102,12 +137,12 @@ class Simulations:
 
     def bind(self, name: str) -> np.ndarray:
         """The live array [N, ...] of an MjData field: a view of the state, or read-only and copied out by each call."""
-        import mujoco
-
+        if not hasattr(self._template, name):
+            raise ValueError(f"MuJoCo has no field '{name}' in MjData")
         template = np.asarray(getattr(self._template, name))
         size, element = ctypes.c_int(), ctypes.c_int()
         if name in STATE_FIELDS:
-            bit = getattr(mujoco.mjtState, f"mjSTATE_{name.removeprefix('qacc_').upper()}")
+            bit = getattr(engine().mjtState, f"mjSTATE_{name.upper()}")
             address = self._library.mjb_stateComponent(self._handle, int(bit), ctypes.byref(size))
             offset = (address - self.state.ctypes.data) // self.state.itemsize
             return self.state[:, offset : offset + size.value].reshape(self.num_envs, *template.shape)
@@ -133,18 +168,19 @@ class Simulations:
 
     def step(self, substeps: int, stage: int = STAGE_NONE, rows: np.ndarray | None = None) -> None:
         """Advance by `substeps`, then bring derived fields up to date as far as `stage`."""
-        pointer, count = _ids(rows)
-        self._check(self._step(self._handle, pointer, count, substeps, stage))
+        pointer, count = (None, 0) if rows is None else self._ids(rows)
+        failed = self._step(self._handle, pointer, count, substeps, stage)
+        if failed or self._warnings.tobytes() != self._no_warnings:
+            self._check(failed)
 
     def forward(self, rows: np.ndarray | None = None, stage: int = STAGE_ACCELERATION) -> None:
         """Compute the derived fields of the present state as far as `stage`; STAGE_NONE only copies them out."""
-        pointer, count = _ids(rows)
+        pointer, count = self._ids(rows)
         self._check(self._library.mjb_forward(self._handle, pointer, count, stage))
 
     def reset(self, rows: np.ndarray | None = None, stage: int = STAGE_NONE) -> None:
         """Set simulations to the model's defaults, clear their warnings, then compute as far as `stage`."""
-        pointer, count = _ids(rows)
-        self._warnings[slice(None) if rows is None else rows] = 0
+        pointer, count = self._ids(rows)
         self._check(self._library.mjb_reset(self._handle, pointer, count, None, stage))
 
     def apply(self, function: str, rows: np.ndarray | None = None, save: bool = False) -> None:
@@ -156,46 +192,43 @@ class Simulations:
         """
         if not self.persistent:
             raise ValueError("apply needs persistent simulations")
-        pointer, count = _ids(rows)
-        address = ctypes.cast(getattr(self._library, function), _pointer)
+        pointer, count = self._ids(rows)
+        address = ctypes.cast(getattr(self._library, function), Pointer)
         self._check(self._library.mjb_apply(self._handle, pointer, count, address, None, int(save)))
 
-    def data(self, row: int) -> mujoco.MjData:
+    def data(self, row: int) -> Data:
         """A new MjData with the state of one simulation and all derived fields computed from it, for drawing."""
-        import copy
-
-        import mujoco
-
-        model, data = copy.copy(self.model), mujoco.MjData(self.model)
-        self._library.mjb_getModel(self._handle, row, _pointer(model._address))
-        self._library.mjb_getData(self._handle, row, _pointer(data._address))
-        mujoco.mj_forward(model, data)
+        model, data = copy.copy(self.model), engine().MjData(self.model)
+        self._library.mjb_getModel(self._handle, row, Pointer(model._address))
+        self._library.mjb_getData(self._handle, row, Pointer(data._address))
+        engine().mj_forward(model, data)
         return data
 
+    @property
+    def closed(self) -> bool:
+        return not self._free.alive
+
     def close(self) -> None:
-        """Free the simulations; arrays handed out must not be used afterwards."""
+        """Free the simulations. The arrays of `bind` and `expand` point nowhere afterwards."""
         self._free()
+
+    def _ids(self, rows: np.ndarray | None) -> tuple[ctypes.c_void_p | None, int]:
+        if rows is None or rows.size == self.num_envs:
+            return None, 0
+        if rows.dtype != np.int32 or not rows.flags.c_contiguous:
+            raise ValueError("rows must be a contiguous int32 array")
+        return rows.ctypes.data_as(Pointer), rows.size
 
     def _check(self, failed: int) -> None:
         if failed == 0 and self._warnings.tobytes() == self._no_warnings:
             return
-        import mujoco
-
         if failed:
             row = int(np.flatnonzero(self._status)[0])
             raise FloatingPointError(f"row {row}: {self._library.mjb_error(self._handle, row).decode()}")
         row, kind = (int(i[0]) for i in np.nonzero(self._warnings[:, :, 1]))
-        quantity = mujoco.mjtWarning(kind).name.removeprefix("mjWARN_").lower()
+        quantity = engine().mjtWarning(kind).name.removeprefix("mjWARN_").lower()
         meaning = f"NaN, infinite or huge {quantity[3:]}" if quantity.startswith("bad") else quantity
         raise FloatingPointError(f"row {row}: the simulation warns of {meaning}")
-
-
-def _ids(rows: np.ndarray | None) -> tuple[ctypes.c_void_p | None, int]:
-    if rows is None:
-        return None, 0
-    if rows.dtype != np.int32 or not rows.flags.c_contiguous:
-        raise ValueError("rows must be a contiguous int32 array")
-    return rows.ctypes.data_as(_pointer), rows.size
 
 
 def available_cores() -> int:

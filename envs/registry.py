@@ -66,8 +66,8 @@ def make(
     seed: row i draws from a generator derived from (seed, i) only; see `runner.row_seeds`.
     threads: simulator threads, 0 = the cores this process may use.
     task_args: settings of the task, for example `row_seeds=[...]` (explicit seeds, one a row), `sticky_actions=0.0`.
-    Raises EnvironmentNotFound for an unknown id or one whose package is not installed, ValueError for a count below 1 or
-    a setting the task does not have.
+    Raises EnvironmentNotFound for an unknown id or one whose package is not installed, ValueError for a count below 1
+    or a setting the task does not have.
     """
     if num_envs < 1:
         raise ValueError(f"num_envs must be at least 1, got {num_envs}")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
-from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
@@ -13,16 +11,21 @@ import torch
 
 from agents import ddpg, dqn, sac, td3
 from envs import ObservationSpec
+from runs.errors import nearest
 
 AGENTS: dict[str, ModuleType] = {"ddpg": ddpg, "dqn": dqn, "sac": sac, "td3": td3}
 
 # What differs from the agent's defaults. "small" fits two cores and minutes.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "ddpg": {"small": {"warmup_steps": 1_000, "replay_capacity": 100_000}},
+    "ddpg": {
+        "dmc": {"warmup_steps": 1_000, "n_step": 3},
+        "small": {"warmup_steps": 1_000, "replay_capacity": 100_000},
+    },
     "sac": {"small": {"warmup_steps": 1_000, "replay_capacity": 100_000}},
     "td3": {
-        # The paper's own runs on tasks without a stable episode length (section 6.1): 1 000 random steps.
-        "paper": {"warmup_steps": 1_000},
+        # Ours, for the DeepMind Control suite: the short random phase of the paper's section 6.1, and the three-step
+        # returns that deterministic agents use there (DrQ-v2, MR.Q). docs/results/first-run.md compares.
+        "dmc": {"warmup_steps": 1_000, "n_step": 3},
         "small": {"warmup_steps": 1_000, "replay_capacity": 100_000},
     },
     "dqn": {
@@ -71,15 +74,6 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """' Did you mean …?' with the nearest known names, or the whole list if none is near."""
-    known = sorted(known)
-    near = difflib.get_close_matches(word, known, n=2, cutoff=0.5)
-    if near:
-        return f" Did you mean {' or '.join(repr(name) for name in near)}?"
-    return f" It is one of {', '.join(known)}." if known else ""
-
-
 def find_agent(name: str) -> ModuleType:
     """The module of an agent: its `Config` and its `Agent`. Raises ValueError with the nearest names."""
     if name not in AGENTS:
@@ -87,11 +81,14 @@ def find_agent(name: str) -> ModuleType:
     return AGENTS[name]
 
 
-def default_preset(agent: str, observation_spec: ObservationSpec) -> str | None:
-    """DQN's Atari settings do not fit small vector tasks, so those get the zoo's; other agents need no choice."""
-    if agent != "dqn":
-        return None
-    return "atari" if observation_spec.dtype == torch.uint8 else "cartpole"
+def default_preset(agent: str, env_id: str, observation_spec: ObservationSpec) -> str | None:
+    """The preset of a run that names none; None for the agent's plain defaults.
+
+    DQN's Atari settings do not fit small vector tasks, and 25 000 random steps do not fit the control suite.
+    """
+    if agent == "dqn":
+        return "atari" if observation_spec.dtype == torch.uint8 else "cartpole"
+    return "dmc" if env_id.startswith("dmc/") and "dmc" in PRESETS[agent] else None
 
 
 def preset_config(agent: str, preset: str | None) -> Any:

@@ -11,12 +11,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from runs.errors import UsageError, nearest
 from runs.options import (
     DoctorOptions,
     EvaluateOptions,
     ListOptions,
     ReportOptions,
-    UsageError,
     WatchOptions,
     parse,
 )
@@ -85,7 +85,7 @@ def report(arguments: Sequence[str]) -> int:
 def list_(arguments: Sequence[str]) -> int:
     options = parse(ListOptions, arguments, "neoteny list", "neoteny list envs")
     import envs
-    from runs.catalogue import AGENTS, PRESETS, nearest
+    from runs.catalogue import AGENTS, PRESETS
 
     listings: dict[str, Callable[[], list[str]]] = {
         "agents": lambda: list(AGENTS),
@@ -140,8 +140,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         if arguments[0] not in COMMANDS:
-            from runs.catalogue import nearest
-
             raise UsageError(f"unknown command '{arguments[0]}'.{nearest(arguments[0], COMMANDS)}")
         return COMMANDS[arguments[0]](arguments[1:])
     except UsageError as error:

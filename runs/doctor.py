@@ -92,7 +92,16 @@ def run_probe(name: str, environment: Mapping[str, str] | None = None, seconds: 
     variables["PYTHONPATH"] = os.pathsep.join(filter(None, [variables.get("PYTHONPATH"), room]))
     command = [sys.executable, "-m", "runs.doctor", name]
     try:
-        done = subprocess.run(command, env=variables, capture_output=True, text=True, errors="replace", timeout=seconds)
+        with tempfile.TemporaryDirectory() as folder:  # MuJoCo leaves its log where it runs
+            done = subprocess.run(
+                command,
+                cwd=folder,
+                env=variables,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=seconds,
+            )
     except subprocess.TimeoutExpired:
         return _failed(name, probe, f"no answer within {seconds:.0f} seconds")
     marked = [line.removeprefix(_MARK) for line in done.stdout.splitlines() if line.startswith(_MARK)]

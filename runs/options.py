@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +13,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
-from runs.catalogue import nearest
-
-
-class UsageError(ValueError):
-    """Bad input: the message is one sentence, the command ends with exit code 2, and nothing was written."""
+from runs.errors import UsageError, nearest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,15 +159,34 @@ def _parse(
         _check_flags(classes, arguments, prog)
     description = f"{(classes[0].__doc__ or '').strip()}\n\nExample: {example}"
     keywords = {} if default is None else {"default": default}
-    return tyro.cli(target, prog=prog, args=list(arguments), description=description, **keywords)
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(target, prog=prog, args=list(arguments), description=description, **keywords)
+    except SystemExit as ended:
+        if ended.code != 2:
+            raise
+    raise UsageError(_one_sentence(complaint.getvalue()))
+
+
+def _one_sentence(box: str) -> str:
+    """What tyro complains of, without its frame, title and hint."""
+    lines = [line.strip(" │╭╮╰╯─-") for line in box.splitlines()]
+    rules = [number for number, line in enumerate(lines) if not line]
+    start = next(number for number in range(len(lines)) if lines[number]) + 1
+    end = next((number for number in rules if number > start + 1), len(lines))
+    return re.sub(r"^Error parsing \S+: ", "", " ".join(filter(None, lines[start:end])))
 
 
 def _check_flags(classes: Sequence[type], arguments: Sequence[str], prog: str) -> None:
     """tyro would answer with a page; a mistyped flag or number gets one sentence instead."""
     types: dict[str, Any] = {}
     for cls in classes:
-        hints = get_type_hints(cls)
+        hints = get_type_hints(cls, include_extras=True)
         types |= {f"--{field.name.replace('_', '-')}": hints[field.name] for field in dataclasses.fields(cls)}
+    positional = any(tyro.conf.Positional in getattr(hint, "__metadata__", ()) for hint in types.values())
+    if arguments and not arguments[0].startswith("-") and not positional:
+        raise UsageError(f"`{prog}` does not know what to do with '{arguments[0]}'")
     known = {*types, *(f"--no-{flag[2:]}" for flag, kind in types.items() if kind is bool)}
     for index, argument in enumerate(arguments):
         if not argument.startswith("--"):

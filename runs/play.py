@@ -14,8 +14,8 @@ from agents.agent import Agent
 from envs import Runner
 from runs import checkpoint, compute
 from runs.config import CONFIG, RunConfig
+from runs.errors import UsageError
 from runs.evaluation import evaluate
-from runs.options import UsageError
 from runs.statistics import summarise
 from runs.training import build_agent
 from runs.video import write_mp4

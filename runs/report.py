@@ -115,7 +115,7 @@ def render_page(report: Report) -> str:
     """The whole HTML page."""
     title = escape(report.title)
     parts = [f"<h1>{title}</h1>", *_states(report), _settings(report), *_return_sections(report)]
-    parts += [_final_table(report), *_other_sections(report), *_complete_settings(report)]
+    parts += [*_final_values(report), *_other_sections(report), *_complete_settings(report)]
     return _FRAME.format(title=title, style=_STYLE, body="\n".join(parts))
 
 
@@ -177,21 +177,31 @@ def _figure(svg: str, *panels: Sequence[figures.Line]) -> str:
     return f"<figure>\n{svg}\n<figcaption>{escape(note[:1].upper() + note[1:])}.</figcaption>\n</figure>"
 
 
-def _final_table(report: Report) -> str:
-    """Final values: a line for each metric, run and task; returns first, speed last."""
+def _final_values(report: Report) -> Iterator[str]:
+    """Final values: returns first, speed last; accuracies of task after task, which are many, folded away."""
+    names = sorted(report.lines, key=lambda name: (name not in _RETURNS, name.startswith("speed/")))
+    folded = [name for name in names if name.startswith("acc/")]
+    yield "<h2>Final values</h2>"
+    yield _final_table(report, [name for name in names if name not in folded])
+    if folded:
+        yield f"<details><summary>Accuracies ({len(folded)})</summary>{_final_table(report, folded)}</details>"
+
+
+def _final_table(report: Report, names: Sequence[str]) -> str:
+    """A line for each metric, run and task."""
     lines = []
-    for name in sorted(report.lines, key=lambda name: (name not in _RETURNS, name.startswith("speed/"))):
+    for name in names:
         for run in report.runs:
             rows = run.metrics.get(name, [])
             for task in dict.fromkeys(row.task for row in rows):
                 label = name if task is None else f"{name} · {task}"
                 lines.append(_final_line(label, run, statistics.final_values(rows, name, task), report.several))
     if not lines:
-        return "<h2>Final values</h2>\n<p>Nothing has been recorded yet.</p>"
+        return "<p>Nothing has been recorded yet.</p>"
     head = ["Metric", *(["Run"] * report.several), "Mean [interval]", "IQM [interval]", "Each seed"]
     one_seed = any(len(run.seeds) == 1 for run in report.runs)
     return (
-        '<h2>Final values</h2>\n<div class="wide"><table class="numbers">\n'
+        '<div class="wide"><table class="numbers">\n'
         f"<thead><tr>{''.join(f'<th>{column}</th>' for column in head)}</tr></thead>\n"
         "<tbody>\n" + "\n".join(lines) + "\n</tbody></table></div>\n"
         '<p class="note">The last row of each seed. IQM: interquartile mean, the mean of the middle half of the seeds. '
@@ -345,8 +355,8 @@ body { margin: 0; background: var(--paper); color: var(--ink);
 main { max-width: 62rem; margin: 0 auto; padding: 2.5rem 1.25rem 5rem; }
 h1 { font-size: 1.75rem; line-height: 1.25; margin: 0 0 .75rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.15rem; margin: 2.75rem 0 .75rem; }
-figure { margin: 0; }
-figure svg { display: block; width: 100%; height: auto; }
+figure { margin: 0; overflow-x: auto; }
+figure svg { display: block; width: 100%; min-width: 34rem; height: auto; }
 figure svg text { font-family: inherit !important; }
 figcaption, .note { color: var(--soft); font-size: .875rem; }
 .wide { overflow-x: auto; }

@@ -26,7 +26,7 @@ from runs.record import Record, Row, State, write_status
 from runs.training import Diverged, SeedTraining
 
 # What ends a run without being a defect of ours; the message tells the user enough.
-EXPECTED_FAILURES = (Diverged, FloatingPointError, OSError, MemoryError)
+EXPECTED_FAILURES = (Diverged, OSError, MemoryError)
 
 
 class SeedFailed(RuntimeError):

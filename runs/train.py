@@ -21,7 +21,8 @@ from envs import Runner
 from runs import compute
 from runs.catalogue import AGENTS, default_preset, find_agent, preset_config
 from runs.config import RunConfig
-from runs.options import TrainOptions, UsageError, given_value, parse_with_agent
+from runs.errors import UsageError
+from runs.options import TrainOptions, given_value, parse_with_agent
 from runs.randomness import spawn_generators
 from runs.record import State, read_table
 from runs.session import SeedFailed, run_session
@@ -63,7 +64,7 @@ def prepare(agent: str, arguments: Sequence[str]) -> tuple[RunConfig, TrainOptio
     preset_config(agent, preset)  # a wrong name is found before an environment is built
     runner = envs.make(env_id)
     try:
-        preset = preset or default_preset(agent, runner.observation_spec)
+        preset = preset or default_preset(agent, env_id, runner.observation_spec)
         options, agent_config = parse_with_agent(TrainOptions, preset_config(agent, preset), arguments, prog, EXAMPLE)
         config = _run_config(agent, agent_config, preset, options, runner)
         _try_to_build(config, runner)

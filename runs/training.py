@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,19 +40,16 @@ class Listener(Protocol):
 LAST = "last"
 
 
-@dataclass
 class Episodes:
     """The episodes that ended since the last look, kept on the device so that no step waits for it."""
 
-    size: int
-
-    def __post_init__(self) -> None:
+    def __init__(self) -> None:
         self.steps: list[int] = []
         self.ended: list[Tensor] = []
 
     def add(self, step: Step, at: int) -> None:
         self.steps.append(at)
-        self.ended.append(torch.stack([step.episode_ended.float(), step.episode_return, step.episode_length.float()]))
+        self.ended.append(torch.stack([step.episode_ended, step.episode_return, step.episode_length]))
 
     def drain(self) -> list[tuple[int, float, float]]:
         """(step, return, length) of every ended episode, oldest first."""
@@ -90,26 +86,33 @@ class SeedTraining:
         environment_seed = stream_seed(seed, "environment")
         self.runner = envs.make(config.env, config.num_envs, environment_seed, self.device, config.threads)
         self.agent = build_agent(config, self.runner, seed, self.device)
-        self.episodes = Episodes(config.num_envs)
+        self.obs = self.runner.reset()
+        self.episodes = Episodes()
         self.metrics: Metrics = {}
         self.last_return: float | None = None
 
     def run(self, stop: Callable[[], bool]) -> None:
         """Train to the end, or until `stop`; either way the last thing done is a checkpoint.
 
-        Raises Diverged, FloatingPointError, or OSError; checkpoints written before stay.
+        Raises Diverged or OSError; checkpoints written before stay.
         """
-        config, agent, runner = self.config, self.agent, self.runner
-        self.obs = runner.reset()
+        try:
+            self._loop(stop)
+            self._save(LAST)
+        except FloatingPointError as error:
+            # A broken network soon breaks the simulator; if a loss went first, it is the one to name.
+            self._log(None)
+            raise Diverged(f"{error}, at step {self.agent.steps} of seed {self.seed}") from error
+        finally:
+            self.runner.close()
+
+    def _loop(self, stop: Callable[[], bool]) -> None:
+        config, agent = self.config, self.agent
         self._evaluate(stop)
         clock, clock_steps = time.perf_counter(), agent.steps
         while agent.steps < config.steps and not stop():
             before = agent.steps
-            step = runner.step(agent.act(self.obs, explore=True))
-            agent.observe(step)
-            self.metrics |= agent.update()
-            self.episodes.add(step, agent.steps)
-            self.obs = step.obs
+            self.advance()
             if self._due(before, config.log_every):
                 seconds = time.perf_counter() - clock
                 self._log((agent.steps - clock_steps) / seconds)
@@ -120,8 +123,14 @@ class SeedTraining:
                 clock += time.perf_counter() - paused
             if self._due(before, config.checkpoint_every) and agent.steps < config.steps:
                 self._save(f"step_{agent.steps}")
-        self._save(LAST)
-        runner.close()
+
+    def advance(self) -> None:
+        """One action in every environment, and the gradient steps it makes due."""
+        step = self.runner.step(self.agent.act(self.obs, explore=True))
+        self.agent.observe(step)
+        self.metrics |= self.agent.update()
+        self.episodes.add(step, self.agent.steps)
+        self.obs = step.obs
 
     def _due(self, before: int, every: int) -> bool:
         """Whether the last round of steps reached a multiple of `every`, or the end of the run."""
@@ -168,3 +177,9 @@ class SeedTraining:
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides the future of this seed."""
         return {"agent": self.agent.state_dict(), "runner": self.runner.state_dict(), "obs": self.obs.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        self.agent.load_state_dict(state["agent"])
+        self.runner.load_state_dict(state["runner"])
+        self.obs = state["obs"].to(self.device)

@@ -12,17 +12,14 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from types import ModuleType, SimpleNamespace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
-from envs.mujoco_simulation import STAGE_ACCELERATION, STAGE_VELOCITY, Simulations
+from envs.mujoco_simulation import STAGE_ACCELERATION, STAGE_VELOCITY, Model, Simulations, engine, load_model
 from envs.tasks.task import Array, flat, package_file
 from envs.tasks.tolerance import tolerance
-
-if TYPE_CHECKING:
-    import mujoco
 
 ACTUATION_DISABLED = 1 << 11  # mjDSBL_ACTUATION
 XX, XZ, ZZ = 0, 2, 8  # entries of a body's rotation matrix in `xmat`, row by row
@@ -39,7 +36,7 @@ class ControlTask:
     expanded: ClassVar[tuple[str, ...]] = ()
     stage: ClassVar[int] = STAGE_VELOCITY
     contact_forces: ClassVar[bool] = False
-    camera: ClassVar[int] = 0
+    camera: ClassVar[int | str] = 0
     random_turns: ClassVar[bool] = True  # episodes begin with unlimited hinges at random, not only limited joints
 
     time_limit: float = 10.0  # seconds
@@ -50,27 +47,30 @@ class ControlTask:
             raise ValueError(f"time_limit must be positive, got {self.time_limit}")
 
     @cached_property
-    def model(self) -> mujoco.MjModel:
-        import mujoco
+    def model(self) -> Model:
+        return load_model(package_file("dm_control", "suite", self.file))
 
-        return mujoco.MjModel.from_xml_path(package_file("dm_control", "suite", self.file))
-
-    @cached_property
+    @property
     def substeps(self) -> int:
-        return 1 if self.control_timestep is None else round(self.control_timestep / self.model.opt.timestep)
+        return self._steps[0]
+
+    @property
+    def horizon(self) -> int:
+        return self._steps[1]
 
     @cached_property
-    def horizon(self) -> int:
-        return math.ceil(self.time_limit / (self.model.opt.timestep * self.substeps))
+    def _steps(self) -> tuple[int, int]:
+        """Simulator steps per action, actions per episode."""
+        timestep = self.model.opt.timestep
+        substeps = 1 if self.control_timestep is None else round(self.control_timestep / timestep)
+        return substeps, math.ceil(self.time_limit / (timestep * substeps))
 
     @cached_property
     def _random_joints(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Addresses in qpos, lower and upper bounds of the joints that an episode begins with at random, in order."""
-        import mujoco
-
         model = self.model
         limited = model.jnt_limited.astype(bool)
-        chosen = limited | (self.random_turns & (model.jnt_type == mujoco.mjtJoint.mjJNT_HINGE))
+        chosen = limited | (self.random_turns & (model.jnt_type == engine().mjtJoint.mjJNT_HINGE))
         bounds = np.where(limited[:, None], model.jnt_range, (-np.pi, np.pi))[chosen]
         return model.jnt_qposadr[chosen], bounds[:, 0], bounds[:, 1]
 
@@ -109,6 +109,12 @@ class ControlTask:
 
     def progress(self, xp: ModuleType, physics: SimpleNamespace) -> None:
         return None
+
+    def observe(self, xp: ModuleType, physics: SimpleNamespace) -> tuple[Array, ...]:
+        raise NotImplementedError
+
+    def outcome(self, xp: ModuleType, physics: SimpleNamespace, moved: Array) -> tuple[Array, Array | None]:
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,10 +235,8 @@ class Reacher(ControlTask):
     target_size: float = 0.05  # radius in metres
 
     @cached_property
-    def model(self) -> mujoco.MjModel:
-        import mujoco
-
-        model = mujoco.MjModel.from_xml_path(package_file("dm_control", "suite", self.file))
+    def model(self) -> Model:
+        model = load_model(package_file("dm_control", "suite", self.file))
         model.geom("target").size[0] = self.target_size
         return model
 
@@ -275,10 +279,8 @@ class FingerSpin(ControlTask):
     hinge_damping: float = 0.03
 
     @cached_property
-    def model(self) -> mujoco.MjModel:
-        import mujoco
-
-        model = mujoco.MjModel.from_xml_path(package_file("dm_control", "suite", self.file))
+    def model(self) -> Model:
+        model = load_model(package_file("dm_control", "suite", self.file))
         model.joint("hinge").damping[0] = self.hinge_damping
         model.site("target").rgba[3] = model.site("tip").rgba[3] = 0.0  # the turning tasks' marks
         return model

@@ -10,15 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from types import ModuleType, SimpleNamespace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from envs.mujoco_simulation import STAGE_NONE, Simulations
+from envs.mujoco_simulation import STAGE_NONE, Model, Simulations, load_model
 from envs.tasks.task import Array, flat, package_file
-
-if TYPE_CHECKING:
-    import mujoco
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +31,7 @@ class GymnasiumTask:
     stage: ClassVar[int] = STAGE_NONE
     contact_forces: ClassVar[bool] = False
     # Gymnasium's own default camera stands still, and a running robot leaves its picture; the models bring this one.
-    camera: ClassVar[str] = "track"
+    camera: ClassVar[int | str] = "track"
 
     horizon: int = 1000
     frame_skip: int = 5
@@ -49,10 +46,8 @@ class GymnasiumTask:
             raise ValueError(f"reset_noise_scale must not be negative, got {self.reset_noise_scale}")
 
     @cached_property
-    def model(self) -> mujoco.MjModel:
-        import mujoco
-
-        return mujoco.MjModel.from_xml_path(package_file("gymnasium", "envs", "mujoco", "assets", self.file))
+    def model(self) -> Model:
+        return load_model(package_file("gymnasium", "envs", "mujoco", "assets", self.file))
 
     @property
     def substeps(self) -> int:
@@ -90,6 +85,12 @@ class GymnasiumTask:
         """x of the root, in metres."""
         return physics.qpos[:, 0]
 
+    def observe(self, xp: ModuleType, physics: SimpleNamespace) -> tuple[Array, ...]:
+        raise NotImplementedError
+
+    def outcome(self, xp: ModuleType, physics: SimpleNamespace, moved: Array) -> tuple[Array, Array | None]:
+        raise NotImplementedError
+
     def _control_cost(self, xp: ModuleType, physics: SimpleNamespace) -> Array:
         return self.ctrl_cost_weight * _squared(xp, physics.ctrl)
 
@@ -123,7 +124,7 @@ class Hopper(GymnasiumTask):
     reset_noise_scale: float = 5e-3
 
     def observe(self, xp: ModuleType, physics: SimpleNamespace) -> tuple[Array, ...]:
-        return physics.qpos[:, 1:], xp.clip(physics.qvel, -10.0, 10.0)
+        return physics.qpos[:, 1:], physics.qvel.clip(-10.0, 10.0)
 
     def outcome(self, xp: ModuleType, physics: SimpleNamespace, moved: Array) -> tuple[Array, Array | None]:
         qpos = physics.qpos
@@ -147,7 +148,7 @@ class Walker2d(GymnasiumTask):
     reset_noise_scale: float = 5e-3
 
     def observe(self, xp: ModuleType, physics: SimpleNamespace) -> tuple[Array, ...]:
-        return physics.qpos[:, 1:], xp.clip(physics.qvel, -10.0, 10.0)
+        return physics.qpos[:, 1:], physics.qvel.clip(-10.0, 10.0)
 
     def outcome(self, xp: ModuleType, physics: SimpleNamespace, moved: Array) -> tuple[Array, Array | None]:
         qpos = physics.qpos

@@ -11,14 +11,11 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-if TYPE_CHECKING:
-    import mujoco
-
-    from envs.mujoco_simulation import Simulations
+from envs.mujoco_simulation import Model, Simulations
 
 Array = Any  # numpy.ndarray, or torch.Tensor on a GPU backend: whatever belongs to `xp`
 
@@ -26,16 +23,16 @@ Array = Any  # numpy.ndarray, or torch.Tensor on a GPU backend: whatever belongs
 class Task(Protocol):
     """Two families fulfil it: `gymnasium_v5.GymnasiumTask` and `dm_control.ControlTask`."""
 
-    package: str  # the distribution whose version decides the trajectories, beside mujoco
-    fields: tuple[str, ...]  # derived MjData fields that the methods read
-    constants: tuple[str, ...]  # MjModel fields that the methods read, without the axis N
-    expanded: tuple[str, ...]  # MjModel fields that `begin` sets for each row
-    stage: int  # how far derived fields are brought up to date after a step
-    contact_forces: bool  # whether cfrc_ext is computed after a step
-    camera: int | str  # the model camera that `render` looks through
+    package: ClassVar[str]  # the distribution whose version decides the trajectories, beside mujoco
+    fields: ClassVar[tuple[str, ...]]  # derived MjData fields that the methods read
+    constants: ClassVar[tuple[str, ...]]  # MjModel fields that the methods read, without the axis N
+    expanded: ClassVar[tuple[str, ...]]  # MjModel fields that `begin` sets for each row
+    stage: ClassVar[int]  # how far derived fields are brought up to date after a step
+    contact_forces: ClassVar[bool]  # whether cfrc_ext is computed after a step
+    camera: ClassVar[int | str]  # the model camera that `render` looks through
 
     @property
-    def model(self) -> mujoco.MjModel: ...
+    def model(self) -> Model: ...
 
     @property
     def substeps(self) -> int:
@@ -58,7 +55,7 @@ class Task(Protocol):
     def outcome(self, xp: ModuleType, physics: SimpleNamespace, moved: Array) -> tuple[Array, Array | None]:
         """Reward [N], and terminated [N] bool or None where the task never terminates.
 
-        moved: [N] change of `progress` over the step, None if there is none.
+        moved: [N] change of `progress` over the step; None if there is none.
         """
         ...
 

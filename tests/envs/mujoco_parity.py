@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -70,10 +70,10 @@ def random_actions(runner: MujocoBatch, steps: int, seed: int) -> np.ndarray:
 
 
 def assert_equal_to_reference(
-    env_id: str, reference: Callable[..., Reference], rows: int, steps: int, **settings: Any
+    env_id: str, reference: Callable[..., Reference], seeds: Sequence[int], steps: int, **settings: Any
 ) -> Totals:
     """Observations, final observations, flags and lengths equal; rewards and returns up to 1e-10 a step."""
-    seeds = [11 + 7 * row for row in range(rows)]
+    rows = len(seeds)
     runner = make(env_id, rows, 0, torch.device("cpu"), 1, row_seeds=seeds, dtype=torch.float64, **settings)
     others = [reference(env_id, seed, **settings) for seed in seeds]
     totals, returns, lengths = Totals(), np.zeros(rows), np.zeros(rows, int)

@@ -1,0 +1,205 @@
+"""The replay ring against a plain list of transitions."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agents.replay import Replay
+from envs import ObservationSpec
+from tests.agents.fakes import BOX, BUTTONS, CPU, FRAMES, VECTOR, make_step
+
+
+def make_replay(capacity=64, num_envs=1, observation_spec=VECTOR, action_spec=BOX, seed=0) -> Replay:
+    return Replay(capacity, num_envs, observation_spec, action_spec, CPU, torch.Generator().manual_seed(seed))
+
+
+class Story:
+    """Plays numbered observations into a replay and keeps every transition in a list, as the plain reference.
+
+    Observation k of row n is filled with 1000 n + k, so a transition is recognised by its first value.
+    """
+
+    def __init__(self, replay: Replay, num_envs: int):
+        self.replay, self.num_envs, self.clock = replay, num_envs, 0
+        self.obs = self.fresh()
+        self.transitions: list[dict[int, tuple]] = [{} for _ in range(num_envs)]
+
+    def fresh(self) -> torch.Tensor:
+        self.clock += 1
+        rows = 1000.0 * torch.arange(self.num_envs) + self.clock
+        return rows[:, None].expand(-1, 3).clone()
+
+    def play(self, terminated: list[bool], truncated: list[bool]) -> None:
+        ended = torch.tensor(terminated) | torch.tensor(truncated)
+        successor = self.fresh()
+        following = torch.where(ended[:, None], self.fresh(), successor)
+        reward = self.obs[:, 0] % 1000 / 10
+        step = make_step(following, reward, torch.tensor(terminated), torch.tensor(truncated), successor)
+        self.replay.add(self.obs, self.obs[:, :2] / 10, step)
+        for row in range(self.num_envs):
+            self.transitions[row][int(self.obs[row, 0])] = (
+                float(reward[row]), int(successor[row, 0]), terminated[row], bool(ended[row])
+            )  # fmt: skip
+        self.obs = following
+
+    def n_step(self, row: int, start: int, discount: float, n: int) -> tuple[float, int, bool, float]:
+        """Return, bootstrap observation, terminated and bootstrap factor by walking the list."""
+        return_, factor, at = 0.0, 1.0, start
+        for _ in range(n):
+            reward, successor, terminated, ended = self.transitions[row][at]
+            return_ += factor * reward
+            factor *= discount
+            if ended or successor not in self.transitions[row]:
+                break
+            at = successor
+        return return_, successor, terminated, factor
+
+
+FLAGS = st.tuples(st.booleans(), st.booleans())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    num_envs=st.integers(1, 3),
+    n_step=st.integers(1, 4),
+    slots=st.integers(4, 40),
+    steps=st.lists(st.lists(FLAGS, min_size=3, max_size=3), min_size=1, max_size=60),
+)
+def test_every_sampled_transition_is_one_that_happened(num_envs, n_step, slots, steps):
+    replay = make_replay(capacity=slots * num_envs, num_envs=num_envs)
+    story = Story(replay, num_envs)
+    for flags in steps:
+        story.play([f[0] for f in flags[:num_envs]], [f[1] for f in flags[:num_envs]])
+    batch = replay.sample(32, discount=0.9, n_step=n_step)
+    for i in range(32):
+        start = int(batch.obs[i, 0])
+        row = start // 1000
+        return_, successor, terminated, factor = story.n_step(row, start, 0.9, n_step)
+        assert batch.reward[i].item() == pytest.approx(return_, rel=1e-5)
+        assert int(batch.next_obs[i, 0]) == successor
+        assert bool(batch.terminated[i]) is terminated
+        assert batch.discount[i].item() == pytest.approx(factor, rel=1e-5)
+        torch.testing.assert_close(batch.action[i], batch.obs[i, :2] / 10)
+
+
+def test_all_transitions_are_equally_likely():
+    """Half of the slots are boundaries here (every episode has one step), the hardest case for rejection."""
+    replay = make_replay(capacity=40)
+    story = Story(replay, 1)
+    for _ in range(10):
+        story.play([True], [False])
+    for _ in range(5):
+        story.play([False], [False])
+    counts = torch.zeros(100)
+    for _ in range(100):
+        counts += torch.bincount(replay.sample(300, 0.99).obs[:, 0].long(), minlength=100)
+    seen = counts[counts > 0]
+    assert len(seen) == 15
+    # 30 000 draws over 15: 2 000 each, standard deviation 43; five of them
+    assert (seen - 2000).abs().max() < 216
+
+
+def test_an_old_transition_leaves_when_the_ring_is_full():
+    replay = make_replay(capacity=10)
+    story = Story(replay, 1)
+    for _ in range(50):
+        story.play([False], [False])
+    seen = set(replay.sample(2000, 0.99).obs[:, 0].int().tolist())
+    # 10 slots: 9 transitions and the observation that waits for its action; the story counts by two
+    assert seen == set(range(82, 100, 2))
+
+
+def test_truncated_rows_bootstrap_from_the_true_last_observation():
+    replay = make_replay()
+    first, last, restart = torch.full((1, 3), 1.0), torch.full((1, 3), 2.0), torch.full((1, 3), 9.0)
+    replay.add(first, torch.zeros(1, 2), make_step(restart, 5.0, truncated=True, final_obs=last))
+    batch = replay.sample(4, 0.9)
+    assert batch.next_obs[:, 0].tolist() == [2.0] * 4
+    assert not batch.terminated.any()
+
+
+def play_frames(replay: Replay, episodes: list[int]) -> list[torch.Tensor]:
+    """Episodes of the given lengths with frames numbered 1, 2, ...; returns the stacks that the environment showed."""
+    shown, number = [], 0
+
+    def frame() -> torch.Tensor:
+        nonlocal number
+        number += 1
+        return torch.full((1, 36, 36), number, dtype=torch.uint8)
+
+    stack = torch.cat([torch.zeros(3, 36, 36, dtype=torch.uint8), frame()])[None]
+    for length in episodes:
+        for t in range(length):
+            shown.append(stack)
+            successor = torch.cat([stack[0, 1:], frame()])[None]
+            ended = t == length - 1
+            following = torch.cat([torch.zeros(3, 36, 36, dtype=torch.uint8), frame()])[None] if ended else successor
+            replay.add(stack, torch.zeros(1, dtype=torch.int64), make_step(following, 0.0, ended, False, successor))
+            stack = following
+    return shown
+
+
+@pytest.mark.parametrize("capacity", [200, 23])
+def test_frame_stacks_are_rebuilt_as_they_were_shown(capacity):
+    """Also at episode starts (zeros) and, in the full ring of 23, without frames that were overwritten."""
+    replay = make_replay(capacity, observation_spec=FRAMES, action_spec=BUTTONS)
+    shown = {int(stack[0, -1, 0, 0]): stack[0] for stack in play_frames(replay, [1, 2, 3, 7, 30, 2, 5])}
+    batch = replay.sample(400, 0.99)
+    newest = batch.obs[:, -1, 0, 0].tolist()
+    assert len(set(newest)) > 10
+    for i, number in enumerate(newest):
+        assert torch.equal(batch.obs[i], shown[number])
+        # the successor's stack: the same frames moved by one
+        assert torch.equal(batch.next_obs[i, :-1], batch.obs[i, 1:])
+
+
+def test_memory_is_the_raw_arrays_and_no_more():
+    """Within 5 % of one observation, action, reward and two flags for each slot (specs: speed and memory)."""
+    replay = make_replay(10_000, observation_spec=ObservationSpec((17,)))
+    raw = 10_000 * (17 * 4 + 2 * 4 + 4 + 1 + 1)
+    owned = [t for t in vars(replay).values() if isinstance(t, torch.Tensor)]
+    assert sum(t.numel() * t.element_size() for t in owned) <= 1.05 * raw
+
+
+def test_restored_replay_samples_the_same_batches():
+    replay, other = make_replay(30, 2, seed=1), make_replay(30, 2, seed=2)
+    story = Story(replay, 2)
+    for k in range(25):
+        story.play([k % 4 == 3, False], [False, k % 7 == 6])
+    replay.sample(8, 0.99)
+    saved = io.BytesIO()
+    torch.save(replay.state_dict(), saved)
+    saved.seek(0)
+    other.load_state_dict(torch.load(saved, weights_only=True))
+    story.play([False, False], [False, False])
+    step_obs = story.obs
+    other.add(*last_added(replay, story, step_obs))
+    for _ in range(3):
+        ours, theirs = replay.sample(16, 0.99, 3), other.sample(16, 0.99, 3)
+        for name in ("obs", "action", "reward", "next_obs", "terminated", "discount"):
+            assert torch.equal(getattr(ours, name), getattr(theirs, name))
+
+
+def last_added(replay: Replay, story: Story, successor: torch.Tensor):
+    slot = (replay.head - 1) % replay.slots
+    row = torch.arange(replay.num_envs)
+    step = make_step(successor, replay.reward[row, slot], replay.terminated[row, slot])
+    return replay.frame[row, slot].clone(), replay.action[row, slot].clone(), step
+
+
+def test_wrong_sizes_are_refused():
+    with pytest.raises(ValueError, match="replay capacity must be at least 6"):
+        make_replay(5, num_envs=2)
+    with pytest.raises(ValueError, match="n_step must be at least 1"):
+        make_replay().sample(4, 0.99, n_step=0)
+    small, large = make_replay(20), make_replay(40)
+    story = Story(large, 1)
+    for _ in range(39):
+        story.play([False], [False])
+    with pytest.raises(ValueError, match="saved replay 'frame' has shape"):
+        small.load_state_dict(large.state_dict())

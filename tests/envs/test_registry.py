@@ -1,0 +1,116 @@
+"""Which ids exist, which backend runs them, and what is said about the others."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import envs
+from envs import registry
+
+
+@pytest.mark.parametrize(
+    ("env_id", "backend"),
+    [
+        ("mujoco/HalfCheetah-v5", "mujoco.batch"),
+        ("dmc/walker-walk", "mujoco.batch"),
+        ("dmc/fish-swim", "gymnasium"),
+        ("mujoco/Reacher-v5", "gymnasium"),
+        ("atari/Pong", "ale"),
+        ("gym/CartPole-v1", "gymnasium"),
+        ("gym/CartPole-v0", "gymnasium"),
+        ("gym/HalfCheetah-v5", "gymnasium"),  # plain Gymnasium on request
+        ("gym/counter_env:neoteny/Counter-v0", "gymnasium"),
+    ],
+)
+def test_every_form_of_id_finds_its_backend(env_id, backend):
+    registry.check_id(env_id)
+    runner = envs.make(env_id, num_envs=2, seed=1, device="cpu")
+    assert runner.spec.backend == backend
+    assert runner.spec.env_id == env_id
+    assert runner.num_envs == 2
+    assert runner.device == torch.device("cpu")
+    obs = runner.reset()
+    assert obs.shape == (2, *runner.observation_spec.shape)
+    assert obs.device == torch.device("cpu")
+    runner.close()
+
+
+@pytest.mark.parametrize(
+    ("env_id", "nearest"),
+    [
+        ("atari/Pongg", "atari/Pong"),
+        ("Pong", "atari/Pong"),
+        ("atari/ms_pacman", "atari/MsPacman"),
+        ("gym/Cartpole-v1", "gym/CartPole-v1"),
+        ("CartPole-v1", "gym/CartPole-v1"),
+        ("mujoco/halfcheetah-v5", "mujoco/HalfCheetah-v5"),
+        ("mujoco/HalfCheetah-v9", "mujoco/HalfCheetah-v5"),
+        ("dmc/walker_walk", "dmc/walker-walk"),
+        ("dm_control/cheetah-run", "dmc/cheetah-run"),
+    ],
+)
+def test_a_mistyped_id_names_the_nearest_first(env_id, nearest):
+    with pytest.raises(envs.EnvironmentNotFound) as caught:
+        envs.make(env_id)
+    message = str(caught.value)
+    assert message.startswith(f"unknown environment '{env_id}'. Did you mean '{nearest}'"), message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "env_id", ["", "/", "qqqqqqqqqqqqqqqq", "gym/:X-v0", "gym/no.such.module:X-v0", "atari/Combat"]
+)
+def test_what_is_not_there_is_unknown(env_id):
+    with pytest.raises(envs.EnvironmentNotFound, match="unknown environment"):
+        envs.make(env_id)
+
+
+def test_a_module_without_the_environment_is_named():
+    with pytest.raises(envs.EnvironmentNotFound, match="'counter_env' registers no environment 'Nothing-v0'"):
+        envs.make("gym/counter_env:Nothing-v0")
+
+
+def test_unlike_anything_points_to_the_list():
+    with pytest.raises(envs.EnvironmentNotFound, match="`neoteny list envs` shows all"):
+        registry.check_id("qqqqqqqqqqqqqqqq")
+
+
+@pytest.mark.parametrize("num_envs", [0, -1])
+def test_fewer_than_one_environment_is_refused(num_envs):
+    with pytest.raises(ValueError, match=f"num_envs must be at least 1, got {num_envs}"):
+        envs.make("gym/CartPole-v1", num_envs)
+
+
+@pytest.mark.parametrize("env_id", ["gym/CartPole-v1", "atari/Pong", "dmc/fish-swim", "mujoco/HalfCheetah-v5"])
+def test_an_unknown_setting_is_refused_alike_by_every_backend(env_id):
+    with pytest.raises(ValueError, match=f"{env_id} has no setting 'no_such_setting'; it .*row_seeds"):
+        envs.make(env_id, no_such_setting=1)
+
+
+def test_known_ids_are_sorted_unique_and_accepted():
+    ids = envs.known_ids()
+    assert ids == sorted(set(ids))
+    for env_id in ids:
+        registry.check_id(env_id)
+    assert {"mujoco/HalfCheetah-v5", "dmc/walker-walk", "dmc/dog-run", "atari/Pong", "gym/CartPole-v1"} <= set(ids)
+
+
+def test_listing_loads_no_simulator():
+    code = """
+import json, sys, time
+import envs
+start = time.perf_counter()
+count = len(envs.known_ids())
+heavy = [name for name in ("cv2", "dm_control", "matplotlib", "mujoco", "pygame") if name in sys.modules]
+print(json.dumps([count, heavy, time.perf_counter() - start]))
+"""
+    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    count, heavy, seconds = json.loads(output)
+    assert count > 150
+    assert heavy == []
+    assert seconds < 2.0  # 0.1 on a quiet machine

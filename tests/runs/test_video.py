@@ -1,0 +1,86 @@
+"""mp4 files, proved by decoding them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from runs.video import write_mp4
+
+
+def ramp(count: int, height: int, width: int) -> Iterator[np.ndarray]:
+    """Frames whose brightness says which one they are, left half redder than the right."""
+    for index in range(count):
+        frame = np.full((height, width, 3), 20 * index, dtype=np.uint8)
+        frame[:, : width // 2, 0] += 40
+        yield frame
+
+
+def decode(path: Path) -> list[np.ndarray]:
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def test_every_frame_comes_back_in_order(tmp_path: Path):
+    assert write_mp4(tmp_path / "a.mp4", ramp(10, 64, 96), fps=25) == 10
+    frames = decode(tmp_path / "a.mp4")
+    assert [frame.shape for frame in frames] == [(64, 96, 3)] * 10
+    for decoded, original in zip(frames, ramp(10, 64, 96), strict=True):
+        # Chroma is halved, so the middle columns blur; elsewhere the codec is off by a few levels.
+        error = np.abs(decoded.astype(int) - original)
+        assert error[:, :40].max() <= 6
+        assert error[:, 56:].max() <= 6
+
+
+def test_the_file_plays_in_browsers(tmp_path: Path):
+    write_mp4(tmp_path / "a.mp4", ramp(10, 32, 32), fps=30)
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+        assert stream.average_rate == 30
+        assert container.duration is not None
+        assert container.duration / av.time_base == pytest.approx(1 / 3, abs=0.01)
+    content = (tmp_path / "a.mp4").read_bytes()
+    assert content.index(b"moov") < content.index(b"mdat")  # the index comes first
+
+
+def test_odd_sizes_are_padded_with_a_copy_of_the_edge(tmp_path: Path):
+    """The Atari screen is 210 x 160; a 211 x 161 picture must become 212 x 162."""
+    frame = np.full((211, 161, 3), 200, dtype=np.uint8)
+    write_mp4(tmp_path / "a.mp4", [frame] * 3, fps=15)
+    first, *_ = decode(tmp_path / "a.mp4")
+    assert first.shape == (212, 162, 3)
+    assert np.abs(first.astype(int) - 200).max() <= 6
+
+
+def test_a_broken_source_leaves_no_file(tmp_path: Path):
+    def broken() -> Iterator[np.ndarray]:
+        yield from ramp(3, 32, 32)
+        raise RuntimeError("simulator stopped")
+
+    with pytest.raises(RuntimeError, match="simulator stopped"):
+        write_mp4(tmp_path / "a.mp4", broken(), fps=30)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        ([], "no frames"),
+        ([np.zeros((8, 8, 3), np.float32)], "uint8"),
+        ([np.zeros((8, 8), np.uint8)], "height, width, 3"),
+        ([np.zeros((3, 8, 8), np.uint8)], "height, width, 3"),
+        ([np.zeros((16, 16, 3), np.uint8), np.zeros((16, 18, 3), np.uint8)], "the first was"),
+    ],
+)
+def test_frames_that_make_no_video_are_refused(tmp_path: Path, frames: list[np.ndarray], message: str):
+    with pytest.raises(ValueError, match=message):
+        write_mp4(tmp_path / "a.mp4", frames, fps=30)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fps_must_be_positive(tmp_path: Path):
+    with pytest.raises(ValueError, match="fps"):
+        write_mp4(tmp_path / "a.mp4", ramp(2, 16, 16), fps=0)
