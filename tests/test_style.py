@@ -140,7 +140,7 @@ def test_documentation_names_only_commands_that_exist():
 
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     lines = [line.strip() for page in pages for line in page.read_text().splitlines()]
-    commands = [line.removeprefix("$ ").split("#")[0].split() for line in lines if re.match(r"(\$ )?neoteny \w", line)]
+    commands = [line.split("#")[0].split() for line in lines if re.match(r"neoteny \w", line)]
     assert len(commands) >= 5
     for _, command, *arguments in commands:
         assert command in COMMANDS
