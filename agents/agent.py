@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from envs.runner import ActionSpec, ContinuousActionSpec, DiscreteActionSpec, ObservationSpec, Step
+from plasticity.adam import Adam
 
 Metrics = dict[str, Tensor]
 Generators = Mapping[str, torch.Generator]
@@ -80,29 +81,22 @@ def take_pending(pending: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]
     return pending
 
 
-def gradient_step(
-    optimizer: torch.optim.Optimizer, loss: Tensor, parameters: Sequence[Tensor], max_norm: float = math.inf
-) -> None:
-    """One optimiser step on exactly these parameters; nothing else that the loss went through gets a gradient.
+def gradient_step(optimizer: Adam, loss: Tensor, max_norm: float = math.inf) -> None:
+    """One step of the optimiser's parameters down `loss` []; nothing else that the loss went through gets a gradient.
 
-    A gradient longer than `max_norm` is scaled down to it.
+    A gradient longer than `max_norm`, over all parameters together, is scaled down to it.
     """
-    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-        parameter.grad = gradient
+    gradients = torch.autograd.grad(loss, optimizer.parameters)
     if max_norm < math.inf:
-        nn.utils.clip_grad_norm_(parameters, max_norm)
-    optimizer.step()
+        scale = (max_norm / (nn.utils.get_total_norm(gradients) + 1e-6)).clamp(max=1)
+        gradients = torch._foreach_mul(gradients, scale)
+    optimizer.step(gradients)
 
 
 @torch.no_grad()
-def lerp_(target: nn.Module, source: nn.Module, rate: float) -> None:
-    """target <- (1 - rate) target + rate source, over all parameters (Polyak averaging)."""
-    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), rate)
-
-
-def adam(parameters: Sequence[Tensor], learning_rate: float, epsilon: float = 1e-8) -> torch.optim.Adam:
-    """Adam in one fused kernel, on CPU and CUDA alike."""
-    return torch.optim.Adam(parameters, lr=learning_rate, eps=epsilon, fused=True)
+def lerp_(targets: list[Tensor], sources: list[Tensor], rate: float) -> None:
+    """target <- (1 - rate) target + rate source, pair by pair (Polyak averaging)."""
+    torch._foreach_lerp_(targets, sources, rate)
 
 
 def parts_state(parts: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,7 +129,7 @@ class ActionScale:
 
     def to_environment(self, action: Tensor) -> Tensor:
         """[N, A] in [-1, 1] -> [N, A] in [low, high]."""
-        return self.centre + self.half_range * action
+        return torch.addcmul(self.centre, self.half_range, action)
 
 
 def require_continuous(agent_name: str, spec: ActionSpec) -> ContinuousActionSpec:

@@ -22,7 +22,6 @@ from agents.agent import (
     ActionScale,
     Generators,
     Metrics,
-    adam,
     check_config,
     gradient_step,
     lerp_,
@@ -36,6 +35,7 @@ from agents.agent import (
 from agents.networks import Critics, DeterministicActor, initialise_
 from agents.replay import Batch, Replay
 from envs.runner import ActionSpec, ContinuousActionSpec, ObservationSpec, Step
+from plasticity.adam import Adam
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,9 +118,10 @@ class Agent:
         for net in (self.actor, self.critic):
             initialise_(net, generators["initialisation"])
         self.target_actor, self.target_critic = copy.deepcopy(self.actor), copy.deepcopy(self.critic)
-        self.actor_parameters, self.critic_parameters = list(self.actor.parameters()), list(self.critic.parameters())
-        self.actor_optimizer = adam(self.actor_parameters, config.learning_rate)
-        self.critic_optimizer = adam(self.critic_parameters, config.learning_rate)
+        self.online_parameters: list[Tensor] = [*self.actor.parameters(), *self.critic.parameters()]
+        self.target_parameters: list[Tensor] = [*self.target_actor.parameters(), *self.target_critic.parameters()]
+        self.actor_optimizer = Adam(list(self.actor.parameters()), config.learning_rate)
+        self.critic_optimizer = Adam(list(self.critic.parameters()), config.learning_rate)
         self.replay = Replay(
             config.replay_capacity, num_envs, observation_spec, action_spec, device, generators["sampling"]
         )
@@ -138,7 +139,7 @@ class Agent:
             action = torch.rand(shape, device=self.device, generator=self.exploration) * 2 - 1
         else:
             noise = torch.randn(shape, device=self.device, generator=self.exploration)
-            action = (self.actor(obs) + self.config.exploration_noise * noise).clamp(-1, 1)
+            action = torch.add(self.actor(obs), noise, alpha=self.config.exploration_noise).clamp_(-1, 1)
         self.pending = obs, action
         return self.scale.to_environment(action)
 
@@ -159,13 +160,12 @@ class Agent:
         batch = self.replay.sample(config.batch_size, config.discount, config.n_step)
         target = self.td_target(self.target_actor, self.target_critic, batch)
         loss, metrics = self.critic_loss(self.critic, batch, target)
-        gradient_step(self.critic_optimizer, loss, self.critic_parameters)
+        gradient_step(self.critic_optimizer, loss)
         self.updates += 1
         if self.updates % config.policy_delay == 0:
             loss, more = self.actor_loss(self.actor, self.critic, batch)
-            gradient_step(self.actor_optimizer, loss, self.actor_parameters)
-            lerp_(self.target_critic, self.critic, config.target_rate)
-            lerp_(self.target_actor, self.actor, config.target_rate)
+            gradient_step(self.actor_optimizer, loss)
+            lerp_(self.target_parameters, self.online_parameters, config.target_rate)
             metrics |= more
         return metrics
 

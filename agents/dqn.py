@@ -23,7 +23,6 @@ from torch.nn import functional as F
 from agents.agent import (
     Generators,
     Metrics,
-    adam,
     check_config,
     gradient_step,
     lerp_,
@@ -36,6 +35,7 @@ from agents.agent import (
 from agents.networks import NatureCNN, initialise_, mlp
 from agents.replay import Batch, Replay
 from envs.runner import ActionSpec, DiscreteActionSpec, ObservationSpec, Step
+from plasticity.adam import Adam
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +131,8 @@ class Agent:
             self.net = QNetwork(observation_spec, self.actions, config.hidden, config.layer_norm)
         initialise_(self.net, generators["initialisation"])
         self.target_net = copy.deepcopy(self.net)
-        self.parameters = list(self.net.parameters())
-        self.optimizer = adam(self.parameters, config.learning_rate, config.adam_epsilon)
+        self.target_parameters: list[Tensor] = list(self.target_net.parameters())
+        self.optimizer = Adam(list(self.net.parameters()), config.learning_rate, epsilon=config.adam_epsilon)
         self.replay = Replay(
             config.replay_capacity, num_envs, observation_spec, action_spec, device, generators["sampling"]
         )
@@ -173,7 +173,7 @@ class Agent:
         for _ in range(rounds * config.updates_per_round):
             metrics = self._update_once()
         if updates_due(self.steps, self.num_envs, config.warmup_steps, config.target_update_every):
-            lerp_(self.target_net, self.net, 1.0)
+            lerp_(self.target_parameters, self.optimizer.parameters, 1.0)
         return metrics
 
     def _update_once(self) -> Metrics:
@@ -181,7 +181,7 @@ class Agent:
         batch = self.replay.sample(config.batch_size, config.discount, config.n_step)
         target = self.td_target(self.target_net, batch)
         loss, metrics = self.td_loss(self.net, batch, target, config.huber)
-        gradient_step(self.optimizer, loss, self.parameters, config.max_gradient_norm)
+        gradient_step(self.optimizer, loss, config.max_gradient_norm)
         self.updates += 1
         return metrics
 

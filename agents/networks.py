@@ -51,31 +51,33 @@ class Critics(nn.Module):
     def __init__(self, count: int, observations: int, actions: int, hidden: Sequence[int], layer_norm: bool):
         super().__init__()
         self.count = count
-        sizes = [observations + actions, *hidden, 1]
-        self.layers = nn.ModuleList(StackedLinear(count, i, o) for i, o in zip(sizes[:-1], sizes[1:], strict=True))
+        sizes = [observations + actions, *hidden]
+        self.layers = nn.ModuleList(StackedLinear(count, i, o) for i, o in zip(sizes[:-1], hidden, strict=True))
+        # One output each: a dot product takes half the time of a matrix product here.
+        self.head = StackedLinear(count, hidden[-1], 1)
         self.norms = nn.ModuleList(StackedLayerNorm(count, size) if layer_norm else nn.Identity() for size in hidden)
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         """obs [B, O], action [B, A] -> values [K, B]."""
         x = torch.cat([obs, action], 1)
-        for layer, norm in zip(self.layers[:-1], self.norms, strict=True):
-            x = F.relu(norm(layer(x)))
-        return self.layers[-1](x).squeeze(2)
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = F.relu_(norm(layer(x)))
+        return torch.linalg.vecdot(x, self.head.weight.mT) + self.head.bias.squeeze(2)
 
     def first(self, obs: Tensor, action: Tensor) -> Tensor:
         """Only Q_1: obs [B, O], action [B, A] -> values [B]."""
         x = torch.cat([obs, action], 1)
-        for layer, norm in zip(self.layers[:-1], self.norms, strict=True):
+        for layer, norm in zip(self.layers, self.norms, strict=True):
             x = layer.select(0, x)  # type: ignore[operator]
-            x = F.relu(norm.select(0, x) if isinstance(norm, StackedLayerNorm) else x)
-        return self.layers[-1].select(0, x).squeeze(1)  # type: ignore[operator]
+            x = F.relu_(norm.select(0, x) if isinstance(norm, StackedLayerNorm) else x)
+        return torch.mv(x, self.head.weight[0].squeeze(1)) + self.head.bias[0, 0]
 
 
 def mlp(inputs: int, hidden: Sequence[int], outputs: int, layer_norm: bool) -> nn.Sequential:
     """Linear, [LayerNorm,] ReLU for each hidden size, and a linear head: [B, inputs] -> [B, outputs]."""
     layers: list[nn.Module] = []
     for size in hidden:
-        layers += [nn.Linear(inputs, size), *([nn.LayerNorm(size)] if layer_norm else []), nn.ReLU()]
+        layers += [nn.Linear(inputs, size), *([nn.LayerNorm(size)] if layer_norm else []), nn.ReLU(inplace=True)]
         inputs = size
     return nn.Sequential(*layers, nn.Linear(inputs, outputs))
 
@@ -108,11 +110,11 @@ class NatureCNN(nn.Module):
         for out, kernel, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
             height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
             norm = [nn.LayerNorm([out, height, width])] if layer_norm else []
-            layers += [nn.Conv2d(channels, out, kernel, stride), *norm, nn.ReLU()]
+            layers += [nn.Conv2d(channels, out, kernel, stride), *norm, nn.ReLU(inplace=True)]
             channels = out
         flat = channels * height * width
         norm = [nn.LayerNorm(self.features)] if layer_norm else []
-        self.net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, self.features), *norm, nn.ReLU())
+        self.net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, self.features), *norm, nn.ReLU(inplace=True))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, image: Tensor) -> Tensor:

@@ -71,35 +71,39 @@ class Replay:
         self.num_envs = num_envs
         self.device = device
         self.generator = generator
-        ring = (num_envs, self.slots)
+        slots = num_envs * self.slots
         frame_shape = observation_spec.shape[1:] if self.stack > 1 else observation_spec.shape
-        self.frame = _zeros((*ring, *frame_shape), observation_spec.dtype, device)
+        # Slot t of environment n is row n * self.slots + t of every ring.
+        self.frame = _zeros((slots, *frame_shape), observation_spec.dtype, device)
         if isinstance(action_spec, ContinuousActionSpec):
-            self.action = _zeros((*ring, action_spec.size), torch.float32, device)
+            self.action = _zeros((slots, action_spec.size), torch.float32, device)
         else:
-            self.action = _zeros(ring, torch.int64, device)
-        self.reward = _zeros(ring, torch.float32, device)
-        self.terminated = _zeros(ring, torch.bool, device)
-        self.ended = _zeros(ring, torch.bool, device)  # terminated or truncated
-        self.is_transition = _zeros(ring, torch.bool, device)
+            self.action = _zeros((slots,), torch.int64, device)
+        self.reward = _zeros((slots,), torch.float32, device)
+        self.terminated = _zeros((slots,), torch.bool, device)
+        self.ended = _zeros((slots,), torch.bool, device)  # terminated or truncated
+        self.is_transition = _zeros((slots,), torch.bool, device)
         self.head = torch.zeros(num_envs, dtype=torch.int64, device=device)  # slots ever used, for each environment
-        self._row = torch.arange(num_envs, device=device)
+        self._first = torch.arange(num_envs, device=device) * self.slots
+        self._true = torch.ones(num_envs, dtype=torch.bool, device=device)
+        self._false = ~self._true
         self._age = torch.arange(self.stack - 1, -1, -1, device=device)
 
     def add(self, obs: Tensor, action: Tensor, step: Step) -> None:
         """Store what `action` [N, ...] taken at `obs` [N, *obs_shape] led to."""
-        row, slot = self._row, self.head % self.slots
-        successor = (slot + 1) % self.slots
+        at = self._first + self.head % self.slots
+        successor = self._first + (self.head + 1) % self.slots
         ended = step.terminated | step.truncated
-        self.frame[row, slot] = self._newest(obs)
-        self.frame[row, successor] = self._newest(step.final_obs)
-        self.action[row, slot] = action
-        self.reward[row, slot] = step.reward
-        self.terminated[row, slot] = step.terminated
-        self.ended[row, slot] = ended
-        self.is_transition[row, slot] = True
-        self.is_transition[row, successor] = False  # a boundary, or it waits for its action
-        self.head += 1 + ended.long()
+        self.frame.index_copy_(0, at, self._newest(obs))
+        self.frame.index_copy_(0, successor, self._newest(step.final_obs))
+        self.action.index_copy_(0, at, action)
+        self.reward.index_copy_(0, at, step.reward)
+        self.terminated.index_copy_(0, at, step.terminated)
+        self.ended.index_copy_(0, at, ended)
+        self.is_transition.index_copy_(0, at, self._true)
+        self.is_transition.index_copy_(0, successor, self._false)  # a boundary, or it waits for its action
+        self.head += 1
+        self.head += ended
 
     def sample(self, batch_size: int, discount: float, n_step: int = 1) -> Batch:
         """B transitions, uniformly and with replacement, from all that are stored.
@@ -113,23 +117,22 @@ class Replay:
 
     def gather(self, env: Tensor, slot: Tensor, discount: float, n_step: int = 1) -> Batch:
         """The transitions that start at (env, slot), int64 [B]. Multi-step returns: Sutton & Barto 2018, eq. 7.1."""
-        reward, terminated = self.reward[env, slot], self.terminated[env, slot]
+        first = env * self.slots
+        start = last = first + slot
+        reward = self.reward.index_select(0, start)
         power = torch.full_like(reward, discount)
-        last, going = slot, ~self.ended[env, slot]
         for _ in range(n_step - 1):
-            following = (last + 1) % self.slots
-            going = going & self.is_transition[env, following]
+            following = first + (last - first + 1) % self.slots
+            going = ~self.ended.index_select(0, last) & self.is_transition.index_select(0, following)
             last = torch.where(going, following, last)
-            reward = torch.where(going, reward + power * self.reward[env, last], reward)
+            reward = torch.where(going, reward + power * self.reward.index_select(0, last), reward)
             power = torch.where(going, power * discount, power)
-            terminated = self.terminated[env, last]
-            going = going & ~self.ended[env, last]
         return Batch(
-            obs=self._observation(env, slot),
-            action=self.action[env, slot],
+            obs=self._observation(first, start),
+            action=self.action.index_select(0, start),
             reward=reward,
-            next_obs=self._observation(env, (last + 1) % self.slots),
-            terminated=terminated,
+            next_obs=self._observation(first, first + (last - first + 1) % self.slots),
+            terminated=self.terminated.index_select(0, last),
             discount=power,
         )
 
@@ -141,30 +144,33 @@ class Replay:
         position = torch.rand(draws, dtype=torch.float64, device=self.device, generator=self.generator)
         position = (position * (filled * self.num_envs)).long()
         slot, env = position // self.num_envs, position % self.num_envs
-        # The head's slot is about to be written; the oldest stack - 1 others of a full ring lost their earlier frames.
-        age = (self.head[env] - 1 - slot) % self.slots
-        usable = self.is_transition[env, slot] & (age < self.slots - self.stack)
+        usable = self.is_transition.index_select(0, env * self.slots + slot)
+        if self.stack > 1:
+            # The slot at the head is written next; the oldest stack - 1 of a full ring have lost their first frames.
+            age = (self.head.index_select(0, env) - 1 - slot) % self.slots
+            usable &= age < self.slots - self.stack
         accepted = usable.cumsum(0)
         wanted = torch.arange(batch_size, device=self.device) % accepted[-1].clamp(min=1) + 1
         kept = torch.searchsorted(accepted, wanted)
-        return env[kept], slot[kept]
+        return env.index_select(0, kept), slot.index_select(0, kept)
 
     def _newest(self, obs: Tensor) -> Tensor:
         return obs[:, -1] if self.stack > 1 else obs
 
-    def _observation(self, env: Tensor, slot: Tensor) -> Tensor:
+    def _observation(self, first: Tensor, at: Tensor) -> Tensor:
+        """The observations in rows `at` of environments whose rings begin at `first`, both int64 [B]."""
         if self.stack == 1:
-            return self.frame[env, slot]
-        slots = (slot[:, None] - self._age) % self.slots  # oldest first
-        frames = self.frame[env[:, None], slots]
-        # A frame belongs to the episode of `slot` if no boundary lies from it up to, not including, `slot`.
-        unbroken = self.is_transition[env[:, None], slots]
+            return self.frame.index_select(0, at)
+        rows = first[:, None] + ((at - first)[:, None] - self._age) % self.slots  # oldest first
+        frames = self.frame[rows]
+        # A frame belongs to the episode of `at` if no boundary lies from it up to, not including, `at`.
+        unbroken = self.is_transition[rows]
         unbroken[:, -1] = True
         same_episode = unbroken.flip(1).cumprod(1).flip(1)
         return frames * same_episode.view(*same_episode.shape, *[1] * (frames.ndim - 2)).to(frames.dtype)
 
     def state_dict(self) -> dict[str, Any]:
-        """The filled part of the ring, the heads and the sampler's generator."""
+        """The filled part of the rings [N, filled, ...], the heads and the sampler's generator."""
         filled = min(int(self.head.max()) + 1, self.slots)
         rings = {name: ring[:, :filled].clone() for name, ring in self._rings().items()}
         return {"rings": rings, "head": self.head.clone(), "generator": self.generator.get_state()}
@@ -176,12 +182,13 @@ class Replay:
             if saved.shape[0] != self.num_envs or saved.shape[1] > self.slots or saved.shape[2:] != ring.shape[2:]:
                 raise ValueError(f"saved replay '{name}' has shape {list(saved.shape)}, this ring {list(ring.shape)}")
             ring[:, : saved.shape[1]] = saved.to(self.device)
-        self.is_transition[:, state["rings"]["is_transition"].shape[1] :] = False
+        self._rings()["is_transition"][:, state["rings"]["is_transition"].shape[1] :] = False
         self.head.copy_(state["head"])
         self.generator.set_state(state["generator"])
 
     def _rings(self) -> dict[str, Tensor]:
-        return {
+        """Views [N, T, ...] of all rings."""
+        rings = {
             "frame": self.frame,
             "action": self.action,
             "reward": self.reward,
@@ -189,6 +196,7 @@ class Replay:
             "ended": self.ended,
             "is_transition": self.is_transition,
         }
+        return {name: ring.unflatten(0, (self.num_envs, self.slots)) for name, ring in rings.items()}
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -25,7 +25,6 @@ from agents.agent import (
     ActionScale,
     Generators,
     Metrics,
-    adam,
     check_config,
     gradient_step,
     lerp_,
@@ -39,6 +38,7 @@ from agents.agent import (
 from agents.networks import Critics, initialise_, mlp
 from agents.replay import Batch, Replay
 from envs.runner import ActionSpec, ContinuousActionSpec, ObservationSpec, Step
+from plasticity.adam import Adam
 
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
 
@@ -161,12 +161,12 @@ class Agent:
         for net in (self.actor, self.critics):
             initialise_(net, generators["initialisation"])
         self.target_critics = copy.deepcopy(self.critics)
+        self.target_parameters: list[Tensor] = list(self.target_critics.parameters())
         self.log_temperature = torch.tensor(math.log(config.initial_temperature), device=device, requires_grad=True)
         self.target_entropy = config.target_entropy_per_action * self.action_size
-        self.actor_parameters, self.critic_parameters = list(self.actor.parameters()), list(self.critics.parameters())
-        self.actor_optimizer = adam(self.actor_parameters, config.learning_rate)
-        self.critic_optimizer = adam(self.critic_parameters, config.learning_rate)
-        self.temperature_optimizer = adam([self.log_temperature], config.learning_rate)
+        self.actor_optimizer = Adam(list(self.actor.parameters()), config.learning_rate)
+        self.critic_optimizer = Adam(list(self.critics.parameters()), config.learning_rate)
+        self.temperature_optimizer = Adam([self.log_temperature], config.learning_rate)
         self.replay = Replay(
             config.replay_capacity, num_envs, observation_spec, action_spec, device, generators["sampling"]
         )
@@ -206,12 +206,12 @@ class Agent:
         noise, next_noise = torch.randn(2, *batch.action.shape, device=self.device, generator=self.noise)
         target = self.td_target(self.actor, self.target_critics, self.log_temperature, batch, next_noise)
         loss, metrics = self.critic_loss(self.critics, batch, target)
-        gradient_step(self.critic_optimizer, loss, self.critic_parameters)
+        gradient_step(self.critic_optimizer, loss)
         loss, more = self.actor_loss(self.actor, self.critics, self.log_temperature, batch, noise)
-        gradient_step(self.actor_optimizer, loss, self.actor_parameters)
+        gradient_step(self.actor_optimizer, loss)
         loss = temperature_loss(self.log_temperature, more["policy/entropy"], self.target_entropy)
-        gradient_step(self.temperature_optimizer, loss, [self.log_temperature])
-        lerp_(self.target_critics, self.critics, config.target_rate)
+        gradient_step(self.temperature_optimizer, loss)
+        lerp_(self.target_parameters, self.critic_optimizer.parameters, config.target_rate)
         self.updates += 1
         return metrics | more | {"policy/temperature": self.log_temperature.detach().exp()}
 

@@ -23,7 +23,6 @@ from agents.agent import (
     ActionScale,
     Generators,
     Metrics,
-    adam,
     check_config,
     gradient_step,
     lerp_,
@@ -37,6 +36,7 @@ from agents.agent import (
 from agents.networks import Critics, DeterministicActor, initialise_
 from agents.replay import Batch, Replay
 from envs.runner import ActionSpec, ContinuousActionSpec, ObservationSpec, Step
+from plasticity.adam import Adam
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,9 +129,10 @@ class Agent:
         for net in (self.actor, self.critics):
             initialise_(net, generators["initialisation"])
         self.target_actor, self.target_critics = copy.deepcopy(self.actor), copy.deepcopy(self.critics)
-        self.actor_parameters, self.critic_parameters = list(self.actor.parameters()), list(self.critics.parameters())
-        self.actor_optimizer = adam(self.actor_parameters, config.learning_rate)
-        self.critic_optimizer = adam(self.critic_parameters, config.learning_rate)
+        self.online_parameters: list[Tensor] = [*self.actor.parameters(), *self.critics.parameters()]
+        self.target_parameters: list[Tensor] = [*self.target_actor.parameters(), *self.target_critics.parameters()]
+        self.actor_optimizer = Adam(list(self.actor.parameters()), config.learning_rate)
+        self.critic_optimizer = Adam(list(self.critics.parameters()), config.learning_rate)
         self.replay = Replay(
             config.replay_capacity, num_envs, observation_spec, action_spec, device, generators["sampling"]
         )
@@ -149,7 +150,7 @@ class Agent:
             action = torch.rand(shape, device=self.device, generator=self.exploration) * 2 - 1
         else:
             noise = torch.randn(shape, device=self.device, generator=self.exploration)
-            action = (self.actor(obs) + self.config.exploration_noise * noise).clamp(-1, 1)
+            action = torch.add(self.actor(obs), noise, alpha=self.config.exploration_noise).clamp_(-1, 1)
         self.pending = obs, action
         return self.scale.to_environment(action)
 
@@ -171,13 +172,12 @@ class Agent:
         noise = torch.randn(batch.action.shape, device=self.device, generator=self.noise) * config.target_noise
         target = self.td_target(self.target_actor, self.target_critics, batch, noise, config.target_noise_clip)
         loss, metrics = self.critic_loss(self.critics, batch, target)
-        gradient_step(self.critic_optimizer, loss, self.critic_parameters)
+        gradient_step(self.critic_optimizer, loss)
         self.updates += 1
         if self.updates % config.policy_delay == 0:
             loss, more = self.actor_loss(self.actor, self.critics, batch)
-            gradient_step(self.actor_optimizer, loss, self.actor_parameters)
-            lerp_(self.target_critics, self.critics, config.target_rate)
-            lerp_(self.target_actor, self.actor, config.target_rate)
+            gradient_step(self.actor_optimizer, loss)
+            lerp_(self.target_parameters, self.online_parameters, config.target_rate)
             metrics |= more
         return metrics
 

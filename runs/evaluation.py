@@ -9,6 +9,7 @@ from torch import Tensor
 
 import envs
 from agents.agent import Agent
+from runs import compute
 
 
 @torch.no_grad()
@@ -34,7 +35,9 @@ def evaluate(
         while running.any():
             if stop():
                 return None
-            step = runner.step(agent.act(obs, explore=False))
+            with compute.small_products(episodes):
+                action = agent.act(obs, explore=False)
+            step = runner.step(action)
             first = running & step.episode_ended
             returns = torch.where(first, step.episode_return, returns)
             lengths = torch.where(first, step.episode_length, lengths)

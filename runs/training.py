@@ -45,20 +45,19 @@ class Episodes:
 
     def __init__(self) -> None:
         self.steps: list[int] = []
-        self.ended: list[Tensor] = []
+        self.ended: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def add(self, step: Step, at: int) -> None:
+        """Remember what ended in `step`, which brought the count of environment steps to `at`."""
         self.steps.append(at)
-        self.ended.append(torch.stack([step.episode_ended, step.episode_return, step.episode_length]))
+        self.ended.append((step.episode_ended.clone(), step.episode_return.clone(), step.episode_length.clone()))
 
     def drain(self) -> list[tuple[int, float, float]]:
         """(step, return, length) of every ended episode, oldest first."""
         if not self.ended:
             return []
-        values = torch.stack(self.ended).cpu()  # [T, 3, N]
-        found = [
-            (self.steps[t], float(values[t, 1, n]), float(values[t, 2, n])) for t, n in values[:, 0].nonzero().tolist()
-        ]
+        ended, returns, lengths = (torch.stack(column).cpu() for column in zip(*self.ended, strict=True))  # [T, N] each
+        found = [(self.steps[t], float(returns[t, n]), float(lengths[t, n])) for t, n in ended.nonzero().tolist()]
         self.steps, self.ended = [], []
         return found
 
@@ -126,7 +125,9 @@ class SeedTraining:
 
     def advance(self) -> None:
         """One action in every environment, and the gradient steps it makes due."""
-        step = self.runner.step(self.agent.act(self.obs, explore=True))
+        with compute.small_products(self.config.num_envs):
+            action = self.agent.act(self.obs, explore=True)
+        step = self.runner.step(action)
         self.agent.observe(step)
         self.metrics |= self.agent.update()
         self.episodes.add(step, self.agent.steps)

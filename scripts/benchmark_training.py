@@ -1,7 +1,7 @@
 """Training steps a second of our TD3 and SAC against stable-baselines3, on HalfCheetah-v5, at equal hyper-parameters.
 
-Every contestant is a living process; one trains at a time for a short block, in random order, several rounds. Ratios are
-taken inside a round, so that a noisy machine cancels out. Warm-up and start are outside the blocks.
+Every contestant is a living process; one trains at a time for a short block, in random order, several rounds. Ratios
+are taken inside a round, so that a noisy machine cancels out. Warm-up and start are outside the blocks.
 
     python scripts/benchmark_training.py --rounds 7 --threads 1
 """

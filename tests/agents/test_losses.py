@@ -165,7 +165,7 @@ def test_stacked_critics_are_independent_networks(layer_norm):
     values = critics(obs, action)
     for k in range(3):
         x = torch.cat([obs, action], 1)
-        for depth, layer in enumerate(critics.layers):
+        for depth, layer in enumerate([*critics.layers, critics.head]):
             x = x @ layer.weight[k] + layer.bias[k]  # type: ignore[index]
             if depth < 2:
                 x = torch.relu(nn.functional.layer_norm(x, x.shape[1:]) if layer_norm else x)

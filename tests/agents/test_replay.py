@@ -186,10 +186,9 @@ def test_restored_replay_samples_the_same_batches():
 
 
 def last_added(replay: Replay, story: Story, successor: torch.Tensor):
-    slot = (replay.head - 1) % replay.slots
-    row = torch.arange(replay.num_envs)
-    step = make_step(successor, replay.reward[row, slot], replay.terminated[row, slot])
-    return replay.frame[row, slot].clone(), replay.action[row, slot].clone(), step
+    at = torch.arange(replay.num_envs) * replay.slots + (replay.head - 1) % replay.slots
+    step = make_step(successor, replay.reward[at], replay.terminated[at])
+    return replay.frame[at].clone(), replay.action[at].clone(), step
 
 
 def test_wrong_sizes_are_refused():
