@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from plasticity.adam import Adam
 
 Metrics = dict[str, Tensor]
 Generators = Mapping[str, torch.Generator]
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 # One generator for each purpose an agent draws random numbers for; `runs` spawns them from the seed.
 PURPOSES = ("initialisation", "exploration", "sampling", "update", "evaluation")
@@ -79,6 +80,11 @@ def take_pending(pending: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]
     if pending is None:
         raise RuntimeError("observe() needs an act(obs, explore=True) before it")
     return pending
+
+
+def compiled_if(compiled: bool, function: Function) -> Function:
+    """The function itself, or compiled by `torch.compile` at its first call."""
+    return cast(Function, torch.compile(function)) if compiled else function
 
 
 def gradient_step(optimizer: Adam, loss: Tensor, max_norm: float = math.inf) -> None:

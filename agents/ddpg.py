@@ -23,6 +23,7 @@ from agents.agent import (
     Generators,
     Metrics,
     check_config,
+    compiled_if,
     gradient_step,
     lerp_,
     load_parts_state,
@@ -127,8 +128,9 @@ class Agent:
         )
         self.steps = self.updates = 0
         self.pending: tuple[Tensor, Tensor] | None = None  # obs and action that wait for their outcome
-        losses = (td_target, critic_loss, actor_loss)
-        self.td_target, self.critic_loss, self.actor_loss = map(torch.compile, losses) if compiled else losses
+        self.td_target = compiled_if(compiled, td_target)
+        self.critic_loss = compiled_if(compiled, critic_loss)
+        self.actor_loss = compiled_if(compiled, actor_loss)
 
     @torch.no_grad()
     def act(self, obs: Tensor, explore: bool) -> Tensor:

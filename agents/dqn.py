@@ -24,6 +24,7 @@ from agents.agent import (
     Generators,
     Metrics,
     check_config,
+    compiled_if,
     gradient_step,
     lerp_,
     load_parts_state,
@@ -138,7 +139,8 @@ class Agent:
         )
         self.steps = self.updates = 0
         self.pending: tuple[Tensor, Tensor] | None = None  # obs and action that wait for their outcome
-        self.td_target, self.td_loss = map(torch.compile, (td_target, td_loss)) if compiled else (td_target, td_loss)
+        self.td_target = compiled_if(compiled, td_target)
+        self.td_loss = compiled_if(compiled, td_loss)
 
     @property
     def epsilon(self) -> float:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
+import inspect
 import io
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,19 +157,58 @@ def given_value(arguments: Sequence[str], flag: str) -> str | None:
 def _parse(
     target: Any, default: Any, classes: Sequence[type], arguments: Sequence[str], prog: str, example: str
 ) -> Any:
-    help_wanted = "-h" in arguments or "--help" in arguments
-    if not help_wanted:
-        _check_flags(classes, arguments, prog)
-    description = f"{(classes[0].__doc__ or '').strip()}\n\nExample: {example}"
+    if "-h" in arguments or "--help" in arguments:
+        print(help_page(classes, default if isinstance(default, tuple) else (None,), prog, example), end="")
+        raise SystemExit(0)
+    _check_flags(classes, arguments, prog)
     keywords = {} if default is None else {"default": default}
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(target, prog=prog, args=list(arguments), description=description, **keywords)
-    except SystemExit as ended:
-        if ended.code != 2:
-            raise
-    raise UsageError(_one_sentence(complaint.getvalue()))
+            return tyro.cli(target, prog=prog, args=list(arguments), **keywords)
+    except SystemExit:
+        raise UsageError(_one_sentence(complaint.getvalue())) from None
+
+
+def help_page(classes: Sequence[type], defaults: Sequence[Any], prog: str, example: str) -> str:
+    """One line for each flag: name, default, meaning. tyro's own page takes two screens for an agent."""
+    positional = [f.name.upper() for cls in classes for f in dataclasses.fields(cls) if _is_positional(cls, f.name)]
+    lines = [f"usage: {' '.join([prog, *positional])} [options]", "", (classes[0].__doc__ or "").strip(), ""]
+    for cls, values in zip(classes, defaults, strict=True):
+        meanings = _field_docstrings(cls)
+        for field in dataclasses.fields(cls):
+            flag = field.name.upper() if _is_positional(cls, field.name) else f"--{field.name.replace('_', '-')}"
+            default = _default(field) if values is None or cls is classes[0] else vars(values)[field.name]
+            lines.append(f"  {flag:<20} {_shown(default):<10} {meanings.get(field.name, '')}".rstrip())
+        lines.append("")
+    return "\n".join([*lines, f"Example: {example}", ""])
+
+
+def _is_positional(cls: type, name: str) -> bool:
+    hint = get_type_hints(cls, include_extras=True)[name]
+    return tyro.conf.Positional in getattr(hint, "__metadata__", ())
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return "required" if field.default is dataclasses.MISSING else field.default
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return " ".join(map(str, value)) if isinstance(value, tuple) else "" if value is None else str(value)
+
+
+def _field_docstrings(cls: type) -> dict[str, str]:
+    """The string below each field of a dataclass, as one line."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for field, doc in zip(body.body, body.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant):
+            assert isinstance(field.target, ast.Name)
+            found[field.target.id] = " ".join(str(doc.value.value).split())
+    return found
 
 
 def _one_sentence(box: str) -> str:
@@ -182,9 +224,9 @@ def _check_flags(classes: Sequence[type], arguments: Sequence[str], prog: str) -
     """tyro would answer with a page; a mistyped flag or number gets one sentence instead."""
     types: dict[str, Any] = {}
     for cls in classes:
-        hints = get_type_hints(cls, include_extras=True)
+        hints = get_type_hints(cls)
         types |= {f"--{field.name.replace('_', '-')}": hints[field.name] for field in dataclasses.fields(cls)}
-    positional = any(tyro.conf.Positional in getattr(hint, "__metadata__", ()) for hint in types.values())
+    positional = any(_is_positional(cls, field.name) for cls in classes for field in dataclasses.fields(cls))
     if arguments and not arguments[0].startswith("-") and not positional:
         raise UsageError(f"`{prog}` does not know what to do with '{arguments[0]}'")
     known = {*types, *(f"--no-{flag[2:]}" for flag, kind in types.items() if kind is bool)}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from runs.catalogue import AGENTS
 from runs.cli import COMMANDS, main
 
 PENDULUM = ["--env", "gym/Pendulum-v1", "--steps", "100"]
@@ -100,27 +101,20 @@ def test_overview_and_version(capsys):
     assert len(overview.splitlines()) < 24
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help_with_an_example_on_one_screen(command, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
-    with pytest.raises(SystemExit) if command != "train" else _returns() as ended:
-        main([command, "--help"])
+@pytest.mark.parametrize("arguments", [[c] for c in COMMANDS] + [["train", agent] for agent in AGENTS], ids=" ".join)
+def test_help_has_an_example_and_fits_one_screen(arguments, capsys):
+    if len(arguments) == 1 and arguments[0] == "train":
+        assert main([*arguments, "--help"]) == 0
+    else:
+        with pytest.raises(SystemExit, match="0"):
+            main([*arguments, "--help"])
     text = capsys.readouterr().out
-    assert f"Example: neoteny {command}" in text
+    assert f"Example: neoteny {arguments[0]}" in text
     assert len(text.splitlines()) <= 50
-    assert command == "train" or ended.value.code == 0  # type: ignore[union-attr]
+    assert max(map(len, text.splitlines())) <= 120
 
 
-class _returns:
-    def __enter__(self):
-        return None
-
-    def __exit__(self, *_):
-        return False
-
-
-def test_every_hyper_parameter_is_a_flag(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "120")
+def test_every_hyper_parameter_is_a_flag(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["train", "sac", "--help"])
     assert ended.value.code == 0
