@@ -18,14 +18,14 @@ AGENTS: dict[str, ModuleType] = {"ddpg": ddpg, "dqn": dqn, "sac": sac, "td3": td
 # What differs from the agent's defaults. "small" fits two cores and minutes.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "ddpg": {
-        "dmc": {"warmup_steps": 1_000, "n_step": 3},
+        "dmc": {"warmup_steps": 1_000, "n_step": 3, "exploration_noise": 0.3},
         "small": {"warmup_steps": 1_000, "replay_capacity": 100_000},
     },
     "sac": {"small": {"warmup_steps": 1_000, "replay_capacity": 100_000}},
     "td3": {
-        # Ours, for the DeepMind Control suite: the short random phase of the paper's section 6.1, and the three-step
-        # returns that deterministic agents use there (DrQ-v2, MR.Q). docs/results/first-run.md compares.
-        "dmc": {"warmup_steps": 1_000, "n_step": 3},
+        # Ours, for the DeepMind Control suite: the short random phase of the paper's section 6.1, the three-step returns
+        # that deterministic agents use there (DrQ-v2, MR.Q), D4PG's exploration. docs/results/first-run.md compares.
+        "dmc": {"warmup_steps": 1_000, "n_step": 3, "exploration_noise": 0.3},
         "small": {"warmup_steps": 1_000, "replay_capacity": 100_000},
     },
     "dqn": {
