@@ -23,8 +23,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "sac": {"small": {"warmup_steps": 1_000, "replay_capacity": 100_000}},
     "td3": {
-        # Ours, for the DeepMind Control suite: the short random phase of the paper's section 6.1, the three-step returns
-        # that deterministic agents use there (DrQ-v2, MR.Q), D4PG's exploration. docs/results/first-run.md compares.
+        # Ours, for the DeepMind Control suite: the short random phase of the paper's section 6.1, the three-step
+        # returns of DrQ-v2 and MR.Q, the exploration of D4PG. docs/results/first-run.md compares.
         "dmc": {"warmup_steps": 1_000, "n_step": 3, "exploration_noise": 0.3},
         "small": {"warmup_steps": 1_000, "replay_capacity": 100_000},
     },

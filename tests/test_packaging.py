@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
@@ -15,7 +16,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 def pinned() -> dict[str, Version]:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pairs = (line.split("==") for line in lines if line and not line.startswith("#"))
-    return {name.lower(): Version(version) for name, version in pairs}
+    return {canonicalize_name(name): Version(version) for name, version in pairs}
 
 
 def test_mujoco_and_dm_control_are_pinned_as_a_pair():
@@ -29,7 +30,7 @@ def test_constraints_fit_what_is_declared():
     exact = pinned()
     for line in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]:
         requirement = Requirement(line)
-        assert exact[requirement.name.lower()] in requirement.specifier, line
+        assert exact[canonicalize_name(requirement.name)] in requirement.specifier, line
 
 
 def test_extras_are_those_of_the_design():
