@@ -1,24 +1,26 @@
 # make demo   installs, trains a small agent on a real environment, writes and names report.html
-# make test   runs the fast tests
+# make test   installs what the tests need, runs the fast ones
 PYTHON ?= python3
 BIN := .venv/bin
-STAMP := .venv/.installed
-EXTRAS := dev,avalanche
+PIP := $(BIN)/pip install --quiet --constraint constraints.txt --editable
 
 .PHONY: demo test clean
 
-$(STAMP): pyproject.toml constraints.txt
+.venv/.core: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
-	touch $(STAMP)
+	$(PIP) .
+	touch $@
 
-demo: $(STAMP)
+.venv/.tests: .venv/.core
+	$(PIP) '.[dev,avalanche]'
+	touch $@
+
+demo: .venv/.core
 	rm -rf results/demo
 	$(BIN)/neoteny train sac --env gym/Pendulum-v1 --preset small --steps 6000 --seeds 2 --name demo
 	$(BIN)/neoteny report results/demo
 
-test: $(STAMP)
+test: .venv/.tests
 	$(BIN)/python -m pytest --numprocesses 2
 
 clean:
