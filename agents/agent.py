@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,10 @@ PURPOSES = ("initialisation", "exploration", "sampling", "update", "evaluation")
 
 
 class Agent(Protocol):
-    """What the loop needs of an agent. A class that satisfies it is built by
+    """What the loop needs of an agent.
 
-    `Agent(observation_spec, action_spec, config, num_envs=, device=, generators=, compiled=)`.
+    Every module of an agent offers `Config` and `Agent(observation_spec, action_spec, config, *, num_envs, device,
+    generators, compiled=False)`, which raises ValueError if the agent cannot act in such an environment.
     """
 
     steps: int  # environment steps observed, summed over environments
@@ -48,24 +49,6 @@ class Agent(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-class AgentClass(Protocol):
-    """What a module in this room offers under the name `Agent`."""
-
-    action_spec_class: ClassVar[type]  # ContinuousActionSpec or DiscreteActionSpec
-
-    def __call__(
-        self,
-        observation_spec: ObservationSpec,
-        action_spec: ActionSpec,
-        config: Any,
-        *,
-        num_envs: int,
-        device: torch.device,
-        generators: Generators,
-        compiled: bool = False,
-    ) -> Agent: ...
 
 
 def updates_due(steps: int, num_envs: int, warmup_steps: int, update_every: int) -> int:

@@ -35,7 +35,7 @@ from agents.agent import (
 )
 from agents.networks import NatureCNN, initialise_, mlp
 from agents.replay import Batch, Replay
-from envs.runner import ActionSpec, DiscreteActionSpec, ObservationSpec, Step
+from envs.runner import ActionSpec, ObservationSpec, Step
 from plasticity.adam import Adam
 
 
@@ -110,8 +110,6 @@ def td_loss(net: QNetwork, batch: Batch, target: Tensor, huber: bool) -> tuple[T
 
 class Agent:
     """DQN: owns the networks, the optimiser and the replay ring."""
-
-    action_spec_class = DiscreteActionSpec
 
     def __init__(
         self,

@@ -38,7 +38,7 @@ from agents.agent import (
 )
 from agents.networks import Critics, initialise_, mlp
 from agents.replay import Batch, Replay
-from envs.runner import ActionSpec, ContinuousActionSpec, ObservationSpec, Step
+from envs.runner import ActionSpec, ObservationSpec, Step
 from plasticity.adam import Adam
 
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
@@ -136,8 +136,6 @@ def temperature_loss(log_temperature: Tensor, entropy: Tensor, target_entropy: f
 
 class Agent:
     """SAC: owns the networks, the optimisers and the replay ring."""
-
-    action_spec_class = ContinuousActionSpec
 
     def __init__(
         self,

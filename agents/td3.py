@@ -36,7 +36,7 @@ from agents.agent import (
 )
 from agents.networks import Critics, DeterministicActor, initialise_
 from agents.replay import Batch, Replay
-from envs.runner import ActionSpec, ContinuousActionSpec, ObservationSpec, Step
+from envs.runner import ActionSpec, ObservationSpec, Step
 from plasticity.adam import Adam
 
 
@@ -104,8 +104,6 @@ def actor_loss(actor: DeterministicActor, critics: Critics, batch: Batch) -> tup
 
 class Agent:
     """TD3: owns the networks, the optimisers and the replay ring."""
-
-    action_spec_class = ContinuousActionSpec
 
     def __init__(
         self,

@@ -145,6 +145,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"neoteny: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("neoteny: interrupted", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":
