@@ -10,6 +10,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from envs.graphics import load_compiler_first
+
 # `dm_control.suite.ALL_TASKS` of dm-control 1.0.50, kept here because importing it takes seconds; a test compares.
 SUITE: dict[str, tuple[str, ...]] = {
     "acrobot": ("swingup", "swingup_sparse"),
@@ -61,6 +63,7 @@ class DmControlEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float64)
 
     def _load(self, seed: int) -> None:
+        load_compiler_first()  # importing the suite starts OpenGL
         from dm_control import suite
 
         self._env = suite.load(*self._name, task_kwargs={"random": np.random.RandomState(seed)})

@@ -27,6 +27,7 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator, registry
 from torch import Tensor
 
 from envs.dm_control_env import SUITE, DmControlEnv
+from envs.graphics import load_compiler_first
 from envs.gymnasium_spaces import actions, observations
 from envs.host_step import MemoryRing, StepMemory, check_task_args, raise_not_finite, take_row_seeds
 from envs.registry import EnvironmentNotFound
@@ -233,6 +234,7 @@ class GymnasiumRunner:
         env = self._envs[row]
         if isinstance(env.unwrapped, DmControlEnv):
             env.unwrapped.render_size = (height, width)
+        load_compiler_first()
         picture = env.render()
         if not isinstance(picture, np.ndarray):
             raise RuntimeError(f"{self.spec.env_id} draws no picture")

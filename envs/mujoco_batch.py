@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from envs.graphics import load_compiler_first
 from envs.mujoco_simulation import STAGE_NONE, Simulations, available_cores, engine
 from envs.runner import ContinuousActionSpec, ObservationSpec, RunnerSpec, Step, row_seeds
 from envs.tasks import dm_control, gymnasium_v5
@@ -186,6 +187,7 @@ class MujocoBatch:
         self._check_open()
         if self._renderer is None or (self._renderer.height, self._renderer.width) != (height, width):
             self._close_renderer()
+            load_compiler_first()
             model = self._task.model
             model.vis.global_.offheight = max(height, model.vis.global_.offheight)
             model.vis.global_.offwidth = max(width, model.vis.global_.offwidth)

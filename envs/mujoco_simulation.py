@@ -9,23 +9,19 @@ every call.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import ctypes
 import functools
 import os
-import sys
 import weakref
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-# MuJoCo chooses its OpenGL platform when it is first imported, and that import fails if EGL is chosen but missing.
-if sys.platform == "linux" and not {"DISPLAY", "MUJOCO_GL"} & set(os.environ):
-    with contextlib.suppress(OSError):
-        ctypes.CDLL("libEGL.so.1")
-        os.environ["MUJOCO_GL"] = "egl"
+from envs.graphics import choose_platform
+
+choose_platform()
 
 Model = Any  # mujoco.MjModel; the package carries no types
 Data = Any  # mujoco.MjData

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
+from pathlib import Path
 
 import counter_env  # noqa: F401  (registers neoteny/Counter-v0)
 import gymnasium
@@ -350,3 +353,18 @@ def test_on_a_gpu_the_same_as_on_the_cpu():
         for name in Step.__slots__:
             assert getattr(right, name).is_cuda
             assert torch.equal(getattr(left, name), getattr(right, name).cpu()), name
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "envs.make('dmc/acrobot-swingup').reset()",
+        "runner = envs.make('mujoco/HalfCheetah-v5'); runner.reset(); runner.render(0, 64, 64); runner.close()",
+    ],
+)
+def test_the_compiler_of_torch_loads_after_opengl_was_started(start):
+    """Mesa's driver and triton both bring an LLVM; in the wrong order the process dies (see envs/graphics.py)."""
+    code = f"import envs; {start}; import torch._dynamo; print('alive')"
+    root = Path(__file__).parents[2]
+    ended = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
+    assert "alive" in ended.stdout, ended.stderr
