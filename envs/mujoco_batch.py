@@ -142,7 +142,7 @@ class MujocoBatch:
         self._time += 1
         if self._time >= self._next_truncation or (terminated is not None and np.count_nonzero(terminated)):
             return self._end_episodes(slot, terminated)
-        return slot.publish(slot.plain)
+        return slot.plain if slot.copied is None else slot.publish(slot.plain)
 
     def _end_episodes(self, slot: _Slot, terminated: np.ndarray | None) -> Step:
         lengths = self._time - self._started
@@ -166,13 +166,14 @@ class MujocoBatch:
         """The buffers of two steps ago, which may be written again."""
         self._slot = 1 - self._slot
         slot = self._slots[self._slot]
-        slot.wait()
+        if slot.copied is not None:  # until the GPU has read the last contents
+            slot.copied.synchronize()
         return slot
 
     def _observe(self, slot: _Slot, progress: np.ndarray | None) -> None:
         """Write the observation, remember what the next reward is measured from, refuse NaN and infinity."""
-        for target, piece in zip(slot.pieces, self._task.observe(np, self._physics), strict=True):
-            target[...] = piece
+        # `concatenate` casts and writes all pieces in one call.
+        np.concatenate(self._task.observe(np, self._physics), axis=1, out=slot.obs, casting="same_kind")
         if progress is not None:
             self._progress = progress.copy()
         # A sum of squares is finite only if every entry is, at a fifth of the cost of isfinite().all(). It may also
@@ -278,7 +279,6 @@ class _Slot:
         }
         self.checked = numbers.numpy()  # observations and rewards in one array, for one test of all
         self.obs, self.final_obs = host["obs"].numpy(), host["final_obs"].numpy()
-        self.pieces = np.split(self.obs, np.cumsum(sizes)[:-1], axis=1)
         self.reward = host["reward"].numpy()
         self.terminated, self.truncated = host["terminated"].numpy(), host["truncated"].numpy()
         self.episode_return, self.episode_length = host["episode_return"].numpy(), host["episode_length"].numpy()
@@ -291,18 +291,13 @@ class _Slot:
         self.plain = Step(
             **{**nothing, "obs": on_device["obs"], "reward": on_device["reward"], "final_obs": on_device["obs"]}
         )
-        self._copied = torch.cuda.Event() if device.type == "cuda" else None
+        self.copied = torch.cuda.Event() if device.type == "cuda" else None
         self._plain_copies = [(on_device[name], host[name]) for name in ("obs", "reward")]
         self._ended_copies = [(on_device[name], host[name]) for name in host]
 
-    def wait(self) -> None:
-        """Until the GPU has read the last contents."""
-        if self._copied is not None:
-            self._copied.synchronize()
-
     def publish(self, step: Step) -> Step:
-        if self._copied is not None:
+        if self.copied is not None:
             for target, source in self._plain_copies if step is self.plain else self._ended_copies:
                 target.copy_(source, non_blocking=True)
-            self._copied.record(torch.cuda.current_stream(step.obs.device))
+            self.copied.record(torch.cuda.current_stream(step.obs.device))
         return step
