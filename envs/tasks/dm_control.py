@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from envs.mujoco_simulation import STAGE_ACCELERATION, STAGE_VELOCITY, Model, Simulations, engine, load_model
-from envs.tasks.task import Array, flat, package_file
+from envs.tasks.task import Array, copies, flat, package_file
 from envs.tasks.tolerance import tolerance
 
 ACTUATION_DISABLED = 1 << 11  # mjDSBL_ACTUATION
@@ -74,9 +74,13 @@ class ControlTask:
         bounds = np.where(limited[:, None], model.jnt_range, (-np.pi, np.pi))[chosen]
         return model.jnt_qposadr[chosen], bounds[:, 0], bounds[:, 1]
 
-    def _randomize_joints(self, qpos: np.ndarray, random: np.random.RandomState) -> None:
+    def _randomized_joints(self, random: Any, default: SimpleNamespace) -> Array:
+        """qpos [..., nq] with the limited (and turning) joints drawn anew."""
         joints, low, high = self._random_joints
-        qpos[joints] = random.uniform(low, high)
+        drawn = random.uniform(low, high, len(joints))
+        qpos = copies(default.qpos, drawn.shape[:-1])
+        qpos[..., joints] = drawn
+        return qpos
 
     def generator(self, seed: int) -> np.random.RandomState:
         return np.random.RandomState(seed)
@@ -103,9 +107,14 @@ class ControlTask:
     def place(
         self, simulations: Simulations, physics: SimpleNamespace, rows: np.ndarray, generators: list[Any]
     ) -> None:
-        """Draw the first state of an episode in `rows`, which stand in the model's default state."""
+        """Set the first state of an episode in `rows`, which stand in the model's default state."""
+        default = SimpleNamespace(qpos=self.model.qpos0, **{name: getattr(self.model, name) for name in self.expanded})
         for row in rows:
-            self._randomize_joints(physics.qpos[row], generators[row])
+            for name, values in self.start(np, generators[row], default).items():
+                getattr(physics, name)[row] = values
+
+    def start(self, xp: ModuleType, random: Any, default: SimpleNamespace) -> dict[str, Array]:
+        return {"qpos": self._randomized_joints(random, default)}
 
     def progress(self, xp: ModuleType, physics: SimpleNamespace) -> None:
         return None
@@ -182,16 +191,13 @@ class Cartpole(ControlTask):
     swing_up: bool = True  # begin hanging down at rest, else near upright
     sparse: bool = False  # reward 1 only within 0.25 m and a cosine of 0.995
 
-    def place(
-        self, simulations: Simulations, physics: SimpleNamespace, rows: np.ndarray, generators: list[Any]
-    ) -> None:
-        for row in rows:
-            random: np.random.RandomState = generators[row]
-            if self.swing_up:
-                physics.qpos[row] = 0.01 * random.randn(2) + (0.0, np.pi)
-            else:
-                physics.qpos[row] = random.uniform((-0.1, -0.034), (0.1, 0.034))
-            physics.qvel[row] = 0.01 * random.randn(2)
+    def start(self, xp: ModuleType, random: Any, default: SimpleNamespace) -> dict[str, Array]:
+        if self.swing_up:
+            qpos = 0.01 * random.standard_normal(2)
+            qpos[..., 1] += np.pi
+        else:
+            qpos = random.uniform((-0.1, -0.034), (0.1, 0.034), 2)
+        return {"qpos": qpos, "qvel": 0.01 * random.standard_normal(2)}
 
     def observe(self, xp: ModuleType, physics: SimpleNamespace) -> tuple[Array, ...]:
         pole = physics.xmat[:, 2]
@@ -246,14 +252,13 @@ class Reacher(ControlTask):
         target, finger = self.model.geom("target"), self.model.geom("finger")
         return target.id, finger.id, float(target.size[0] + finger.size[0])
 
-    def place(
-        self, simulations: Simulations, physics: SimpleNamespace, rows: np.ndarray, generators: list[Any]
-    ) -> None:
-        for row in rows:
-            random: np.random.RandomState = generators[row]
-            self._randomize_joints(physics.qpos[row], random)
-            angle, radius = random.uniform(0.0, 2.0 * np.pi), random.uniform(0.05, 0.20)
-            physics.geom_pos[row, self._geoms[0], :2] = radius * np.sin(angle), radius * np.cos(angle)
+    def start(self, xp: ModuleType, random: Any, default: SimpleNamespace) -> dict[str, Array]:
+        qpos = self._randomized_joints(random, default)
+        angle, radius = random.uniform(0.0, 2.0 * np.pi, 1), random.uniform(0.05, 0.20, 1)
+        geom_pos = copies(default.geom_pos, qpos.shape[:-1])
+        geom_pos[..., self._geoms[0], 0:1] = radius * xp.sin(angle)
+        geom_pos[..., self._geoms[0], 1:2] = radius * xp.cos(angle)
+        return {"qpos": qpos, "geom_pos": geom_pos}
 
     def _to_target(self, physics: SimpleNamespace) -> Array:
         target, finger, _ = self._geoms

@@ -67,18 +67,21 @@ class GymnasiumTask:
     def set_generator_state(self, generator: np.random.Generator, state: dict[str, Any]) -> None:
         generator.bit_generator.state = state
 
+    def start(self, xp: ModuleType, random: Any, default: SimpleNamespace) -> dict[str, Array]:
+        scale, model = self.reset_noise_scale, self.model
+        qpos = default.qpos + random.uniform(-scale, scale, model.nq)
+        if self.normal_velocity:
+            return {"qpos": qpos, "qvel": scale * random.standard_normal(model.nv)}
+        return {"qpos": qpos, "qvel": random.uniform(-scale, scale, model.nv)}
+
     def begin(
         self, simulations: Simulations, physics: SimpleNamespace, rows: np.ndarray, generators: list[Any]
     ) -> None:
         simulations.reset(rows)
-        scale, model = self.reset_noise_scale, self.model
+        default = SimpleNamespace(qpos=self.model.qpos0)
         for row in rows:
-            generator: np.random.Generator = generators[row]
-            physics.qpos[row] += generator.uniform(-scale, scale, model.nq)
-            if self.normal_velocity:
-                physics.qvel[row] = scale * generator.standard_normal(model.nv)
-            else:
-                physics.qvel[row] = generator.uniform(-scale, scale, model.nv)
+            for name, values in self.start(np, generators[row], default).items():
+                getattr(physics, name)[row] = values
         simulations.forward(rows)
 
     def progress(self, xp: ModuleType, physics: SimpleNamespace) -> Array:

@@ -20,6 +20,22 @@ from envs.mujoco_simulation import Model, Simulations
 Array = Any  # numpy.ndarray, or torch.Tensor on a GPU backend: whatever belongs to `xp`
 
 
+class Random(Protocol):
+    """Where a task draws the start of an episode from.
+
+    On the CPU it is the reference environment's own generator (numpy.random.Generator or RandomState) and draws for
+    one row, without an axis N; on a GPU backend it draws for all rows, [N, size].
+    """
+
+    def uniform(self, low: Any, high: Any, size: int) -> Array:
+        """[..., size] from [low, high); bounds are numbers or [size]."""
+        ...
+
+    def standard_normal(self, size: int) -> Array:
+        """[..., size]."""
+        ...
+
+
 class Task(Protocol):
     """Two families fulfil it: `gymnasium_v5.GymnasiumTask` and `dm_control.ControlTask`."""
 
@@ -69,6 +85,14 @@ class Task(Protocol):
 
     def set_generator_state(self, generator: Any, state: dict[str, Any]) -> None: ...
 
+    def start(self, xp: ModuleType, random: Any, default: SimpleNamespace) -> dict[str, Array]:
+        """The first state of an episode: by name, every field (of the state, or in `expanded`) that is not at default.
+
+        random: a `Random`. default: `qpos` [nq] and the fields in `expanded` as the model has them, without axis N.
+        Arrays of the fields' shapes, behind the axes [...] of the draws. Draws in the order of the reference.
+        """
+        ...
+
     def begin(
         self, simulations: Simulations, physics: SimpleNamespace, rows: np.ndarray, generators: list[Any]
     ) -> None:
@@ -82,6 +106,12 @@ class Task(Protocol):
 def flat(x: Array) -> Array:
     """[N, a, b] as [N, a * b]."""
     return x.reshape(x.shape[0], -1)
+
+
+def copies(default: Array, rows: tuple[int, ...]) -> Array:
+    """`default` [a, ...] once for each row: [*rows, a, ...], to be written to."""
+    shape = (*rows, *default.shape)
+    return np.broadcast_to(default, shape).copy() if isinstance(default, np.ndarray) else default.expand(shape).clone()
 
 
 def package_file(package: str, *parts: str) -> str:
