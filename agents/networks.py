@@ -70,7 +70,7 @@ class Critics(nn.Module):
         for layer, norm in zip(self.layers, self.norms, strict=True):
             x = layer.select(0, x)  # type: ignore[operator]
             x = F.relu_(norm.select(0, x) if isinstance(norm, StackedLayerNorm) else x)
-        return torch.mv(x, self.head.weight[0].squeeze(1)) + self.head.bias[0, 0]
+        return torch.linalg.vecdot(x, self.head.weight[0].squeeze(1)) + self.head.bias[0, 0]
 
 
 def mlp(inputs: int, hidden: Sequence[int], outputs: int, layer_norm: bool) -> nn.Sequential:

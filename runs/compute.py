@@ -83,6 +83,12 @@ def small_products(rows: int) -> Iterator[None]:
         torch.set_float32_matmul_precision(precision)
 
 
+def bfloat16_products(device: torch.device, enabled: bool) -> torch.autocast:
+    """Inside, layers multiply in bfloat16 if `enabled`; parameters and optimisers stay float32."""
+    # Autocast's cache of rounded weights would outlive the optimiser's step, which changes the weights in place.
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
+
+
 def keep_freed_memory() -> bool:
     """Make glibc keep freed memory for the next allocation. Returns whether this system could.
 

@@ -129,7 +129,8 @@ class SeedTraining:
             action = self.agent.act(self.obs, explore=True)
         step = self.runner.step(action)
         self.agent.observe(step)
-        self.metrics |= self.agent.update()
+        with compute.bfloat16_products(self.device, self.config.bf16):
+            self.metrics |= self.agent.update()
         self.episodes.add(step, self.agent.steps)
         self.obs = step.obs
 

@@ -22,10 +22,10 @@ from typing import Any
 
 ENV = "HalfCheetah-v5"
 WARMUP = 500
-CONTESTANTS = ("sb3 stock", "sb3 medium", "neoteny")
+CONTESTANTS = ("sb3 stock", "sb3 medium", "neoteny", "neoteny bf16")
 
 
-def ours(agent: str, threads: int) -> Callable[[int], None]:
+def ours(agent: str, threads: int, bf16: bool) -> Callable[[int], None]:
     """The loop of `neoteny train`, without evaluation and checkpoints. Settings are the agent's defaults."""
     from runs.catalogue import preset_config
     from runs.config import RunConfig
@@ -50,6 +50,7 @@ def ours(agent: str, threads: int) -> Callable[[int], None]:
         device="cpu",
         threads=threads,
         compiled=False,
+        bf16=bf16,
         tensorboard=False,
         preset=None,
         agent_config=agent_config,
@@ -85,8 +86,8 @@ def stable_baselines3(agent: str, threads: int, precision: str) -> Callable[[int
 def serve(name: str, agent: str, threads: int, connection: Connection) -> None:
     """Build one contestant, then time the blocks that are asked for: wall seconds and CPU seconds."""
     block = (
-        ours(agent, threads)
-        if name == "neoteny"
+        ours(agent, threads, bf16=name == "neoteny bf16")
+        if name.startswith("neoteny")
         else stable_baselines3(agent, threads, "medium" if name == "sb3 medium" else "highest")
     )
     block(WARMUP + 200)
