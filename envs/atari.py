@@ -138,6 +138,7 @@ class AtariRunner:
         self._consoles: dict[int, Console] = {}
         self._obs: np.ndarray | None = None
         self._in_flight = False
+        self.diverged_episodes = 0
 
     def reset(self) -> Tensor:
         """Start a new episode, with a new seed, in every row. Returns obs [N, 4, 84, 84] uint8."""

@@ -170,6 +170,7 @@ class GymnasiumRunner:
         self._memory = MemoryRing(self.observation_spec, self.num_envs, device)
         self._written: StepMemory | None = None
         self._sent: list[Any] | None = None
+        self.diverged_episodes = 0
 
     def reset(self) -> Tensor:
         """Start a new episode in every row: its first one with the row's seed, a later one without. Returns obs."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from envs.cores import available_cores
 from envs.runner import ObservationSpec, Step, row_seeds
 
 # Widest first, so that every field starts at a multiple of its own size.
@@ -141,4 +141,4 @@ def usable_threads(threads: int) -> int:
     """`threads`, or for 0 the number of cores this process may use."""
     if threads < 0:
         raise ValueError(f"threads must be 0 (all cores) or more, got {threads}")
-    return threads or len(os.sched_getaffinity(0))
+    return threads or available_cores()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,11 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from envs.cores import available_cores
 from envs.graphics import load_compiler_first
-from envs.mujoco_simulation import STAGE_NONE, Simulations, available_cores, engine
+from envs.mujoco_simulation import STAGE_NONE, SimulationDiverged, Simulations, engine
 from envs.runner import ContinuousActionSpec, ObservationSpec, RunnerSpec, Step, row_seeds
 from envs.tasks import dm_control, gymnasium_v5
 from envs.tasks.task import Task
+
+_BOUNDS_CHECKED_EVERY = 64  # steps; looking costs as much as a tenth of a cheap step of one row
 
 
 def known_ids() -> list[str]:
@@ -68,6 +72,7 @@ class MujocoBatch:
         model = task.model
         self.num_envs = num_envs = len(seeds)
         self.device = device
+        self._on_host = device.type == "cpu"
         self._task, self._substeps = task, task.substeps
         threads = min(threads or available_cores(), num_envs)
         # Derived fields belong to one simulation only if it keeps its own MjData.
@@ -85,6 +90,7 @@ class MujocoBatch:
         self._next_truncation = task.horizon
         self._sent = False
         self._ready = False
+        self.diverged_episodes = 0
         self._renderer: Any = None
         pieces = task.observe(np, self._physics)
         sizes = [piece.shape[1] for piece in pieces]
@@ -111,14 +117,19 @@ class MujocoBatch:
         return slot.publish(slot.plain).obs
 
     def step(self, action: Tensor) -> Step:
-        """Take one action in every row; see `envs.runner.Runner.step`. float64 actions are used unrounded."""
+        """Take one action in every row; see `envs.runner.Runner.step`. float64 actions are used unrounded.
+
+        Raises ValueError for actions of another shape, type or device, and, looking at every 64th step, out of bounds:
+        actions that a policy forgot to scale are so again and again. A row whose simulation diverges is truncated with
+        reward 0 and its last good observation, counted in `diverged_episodes` and begun anew.
+        """
         if self._sent or not self._ready:
             raise RuntimeError("step: call recv first" if self._sent else "step: call reset first")
         self._set_action(action)
         return self._simulate()
 
     def send(self, action: Tensor) -> None:
-        """Hand over actions [N, A]; `recv` simulates. Raises ValueError for another shape."""
+        """Hand over actions [N, A]; `recv` simulates. Raises ValueError as `step`."""
         if self._sent or not self._ready:
             raise RuntimeError("send: call recv first" if self._sent else "send: call reset first")
         self._set_action(action)
@@ -132,15 +143,33 @@ class MujocoBatch:
         return self._simulate()
 
     def _set_action(self, action: Tensor) -> None:
-        # `force` also takes actions that are on a GPU or need gradients, and costs 0.4 us where nothing is to be done.
-        values = action.numpy() if action.is_cpu and not action.requires_grad else action.numpy(force=True)
-        if values.shape != self._action_shape:
-            raise ValueError(f"action must have shape {self._action_shape}, got {values.shape}")
+        if action.is_cpu and self._on_host:
+            values = action.numpy() if not action.requires_grad else action.detach().numpy()
+        elif action.device.type == self.device.type:
+            values = action.numpy(force=True)
+        else:
+            raise ValueError(f"action must be on {self.device}, it is on {action.device}")
+        if values.shape != self._action_shape or values.dtype.kind != "f":
+            wrong = f"{action.dtype} {list(action.shape)}"
+            raise ValueError(f"action must be floating-point {list(self._action_shape)}, got {wrong}")
+        if self._time % _BOUNDS_CHECKED_EVERY == 0:
+            self._check_bounds(values)
         self._ctrl[...] = values
+
+    def _check_bounds(self, values: np.ndarray) -> None:
+        low, high = self.action_spec.low, self.action_spec.high
+        slack = 1e-3 * (high - low)  # for the rounding of policies that squash and scale
+        for row, column in np.argwhere((values < low - slack) | (values > high + slack)):
+            bounds = f"[{low[column]:g}, {high[column]:g}]"
+            raise ValueError(f"row {row}: action [{column}] is {values[row, column]:g}, outside of {bounds}")
 
     def _simulate(self) -> Step:
         task, physics, simulations = self._task, self._physics, self._simulations
-        simulations.step(self._substeps, task.stage)
+        diverged = None
+        try:
+            simulations.step(self._substeps, task.stage)
+        except SimulationDiverged as error:
+            diverged = self._note_divergence(error)
         if task.contact_forces:
             simulations.apply("mj_rnePostConstraint")
             simulations.forward(stage=STAGE_NONE)
@@ -150,16 +179,31 @@ class MujocoBatch:
         slot = self._claim_slot()
         slot.reward[...] = reward
         self._observe(slot, progress)
+        if diverged is not None:
+            slot.reward[diverged] = reward[diverged] = 0.0
+            slot.obs[diverged] = self._slots[1 - self._slot].obs[diverged]
         self._returns += reward
         self._time += 1
-        if self._time >= self._next_truncation or (terminated is not None and np.count_nonzero(terminated)):
-            return self._end_episodes(slot, terminated)
+        if (
+            self._time >= self._next_truncation
+            or (terminated is not None and np.count_nonzero(terminated))
+            or diverged is not None
+        ):
+            return self._end_episodes(slot, terminated, diverged)
         return slot.plain if slot.copied is None else slot.publish(slot.plain)
 
-    def _end_episodes(self, slot: _Slot, terminated: np.ndarray | None) -> Step:
+    def _note_divergence(self, error: SimulationDiverged) -> np.ndarray:
+        rows = np.unique(error.rows)
+        self.diverged_episodes += rows.size
+        warnings.warn(f"{self.spec.env_id}: {error}; the episode is truncated", RuntimeWarning, stacklevel=4)
+        return rows
+
+    def _end_episodes(self, slot: _Slot, terminated: np.ndarray | None, diverged: np.ndarray | None) -> Step:
         lengths = self._time - self._started
         np.greater_equal(lengths, self._task.horizon, out=slot.truncated)
         slot.terminated[...] = False if terminated is None else terminated
+        if diverged is not None:
+            slot.terminated[diverged], slot.truncated[diverged] = False, True
         np.logical_or(slot.terminated, slot.truncated, out=slot.episode_ended)
         np.multiply(self._returns, slot.episode_ended, out=slot.episode_return, casting="same_kind")
         np.multiply(lengths, slot.episode_ended, out=slot.episode_length)
@@ -228,6 +272,8 @@ class MujocoBatch:
             "episode_return": torch.from_numpy(self._returns.copy()),
             "episode_length": torch.from_numpy(self._time - self._started),
             "generators": [self._task.generator_state(generator) for generator in self._generators],
+            "obs": torch.from_numpy(self._slots[self._slot].obs.copy()),
+            "diverged_episodes": self.diverged_episodes,
             "ready": self._ready,
         }
 
@@ -250,6 +296,8 @@ class MujocoBatch:
         self._next_truncation = int(self._started.min()) + self._task.horizon
         for generator, saved_generator in zip(self._generators, state["generators"], strict=True):
             self._task.set_generator_state(generator, saved_generator)
+        self._slots[self._slot].obs[...] = state["obs"].numpy()
+        self.diverged_episodes = state["diverged_episodes"]
         self._sent = False
         self._ready = state["ready"]
 

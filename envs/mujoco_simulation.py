@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import ctypes
 import functools
-import os
 import weakref
 from pathlib import Path
 from typing import Any
@@ -101,11 +100,23 @@ def _array(address: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return np.frombuffer(memoryview((ctypes.c_char * size).from_address(address)), dtype).reshape(shape)
 
 
+class SimulationDiverged(FloatingPointError):
+    """Some simulations met NaN, infinite or huge numbers; `rows` (int) are those, the others went on.
+
+    The engine has set those rows back to the model's default state.
+    """
+
+    def __init__(self, message: str, rows: np.ndarray):
+        super().__init__(message)
+        self.rows = rows
+
+
 class Simulations:
     """N simulations of `model` on `threads` threads, the caller's included. Results do not depend on `threads`.
 
     With persistent=True every simulation keeps its own MjData, which `bind` then reflects. Every call raises
-    FloatingPointError naming the first row whose simulation failed or warned (NaN, infinite or huge numbers).
+    FloatingPointError naming the first row whose simulation failed or warned; it is a SimulationDiverged where the
+    engine has set the state back, so that the rows concerned may be reset and the others used.
     """
 
     def __init__(self, model: Model, num_envs: int, threads: int, persistent: bool):
@@ -221,12 +232,12 @@ class Simulations:
         if failed:
             row = int(np.flatnonzero(self._status)[0])
             raise FloatingPointError(f"row {row}: {self._library.mjb_error(self._handle, row).decode()}")
-        row, kind = (int(i[0]) for i in np.nonzero(self._warnings[:, :, 1]))
-        quantity = engine().mjtWarning(kind).name.removeprefix("mjWARN_").lower()
-        meaning = f"NaN, infinite or huge {quantity[3:]}" if quantity.startswith("bad") else quantity
-        raise FloatingPointError(f"row {row}: the simulation warns of {meaning}")
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        rows, kinds = np.nonzero(self._warnings[:, :, 1])
+        warning = engine().mjtWarning
+        names = [warning(int(kind)).name.removeprefix("mjWARN_").lower() for kind in kinds]
+        self._warnings[...] = 0
+        for row, name in zip(rows, names, strict=True):
+            if name not in ("badqpos", "badqvel", "badqacc"):
+                meaning = f"NaN, infinite or huge {name[3:]}" if name.startswith("bad") else name
+                raise FloatingPointError(f"row {row}: the simulation warns of {meaning}")
+        raise SimulationDiverged(f"row {rows[0]}: the simulation warns of NaN, infinite or huge {names[0][3:]}", rows)

@@ -98,6 +98,7 @@ class Runner(Protocol):
     observation_spec: ObservationSpec
     action_spec: ActionSpec
     spec: RunnerSpec
+    diverged_episodes: int  # truncated because the simulation met NaN, infinite or huge numbers
 
     def reset(self) -> Tensor:
         """Start a new episode in every row. Returns obs [N, *obs_shape]."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import sys
 from collections.abc import Iterator
 
 import torch
+
+from envs.cores import available_cores
 
 DEVICES = ("auto", "cpu", "cuda")
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
@@ -28,11 +29,6 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def usable_cores() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def resolve_threads(threads: int, seeds: int, images: bool) -> int:
     """Threads for tensor arithmetic in each process that trains a seed; 0 lets us choose.
 
@@ -43,7 +39,7 @@ def resolve_threads(threads: int, seeds: int, images: bool) -> int:
         raise ValueError(f"threads must be 0 (choose) or more, got {threads}")
     if threads:
         return threads
-    return max(1, usable_cores() // seeds) if images else 1
+    return max(1, available_cores() // seeds) if images else 1
 
 
 def set_up(device: torch.device, threads: int) -> str:

@@ -18,6 +18,7 @@ import torch
 
 import envs
 from envs import Runner
+from envs.cores import available_cores
 from runs import compute
 from runs.catalogue import AGENTS, default_preset, find_agent, preset_config
 from runs.config import RunConfig
@@ -146,7 +147,7 @@ def describe_environment(runner: Runner) -> dict[str, Any]:
         versions["neoteny"] = "not installed"
     return {
         "commit": _commit(),
-        "machine": f"{_processor()}, {compute.usable_cores()} cores",
+        "machine": f"{_processor()}, {available_cores()} cores",
         "versions": versions | runner.spec.versions,
         "runner": dataclasses.asdict(runner.spec),
     }

@@ -148,6 +148,8 @@ class SeedTraining:
         values = {name: float(value) for name, value in self.metrics.items()}
         rows += [Row(now, name, value, seed) for name, value in values.items()]
         self.metrics = {}
+        if self.runner.diverged_episodes:
+            rows.append(Row(now, "train/diverged_episodes", self.runner.diverged_episodes, seed))
         if steps_per_second is not None:
             rows.append(Row(now, "speed/steps_per_second", steps_per_second, seed))
         self.listener.rows(seed, rows)
