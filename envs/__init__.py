@@ -15,6 +15,7 @@ from envs.runner import (
     RunnerSpec,
     Step,
 )
+from envs.sequence import Segment, make_sequence
 
 __all__ = [
     "ActionSpec",
@@ -24,7 +25,9 @@ __all__ = [
     "ObservationSpec",
     "Runner",
     "RunnerSpec",
+    "Segment",
     "Step",
     "known_ids",
     "make",
+    "make_sequence",
 ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any, cast
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from envs.cores import available_cores
 from envs.graphics import load_compiler_first
+from envs.model_changes import changed_fields
 from envs.mujoco_simulation import STAGE_NONE, SimulationDiverged, Simulations, engine
 from envs.runner import ContinuousActionSpec, ObservationSpec, RunnerSpec, Step, row_seeds
 from envs.tasks import dm_control, gymnasium_v5
@@ -82,6 +84,7 @@ class MujocoBatch:
         self._expanded = {name: self._simulations.expand(name) for name in task.expanded}
         self._physics = SimpleNamespace(**physics, **self._expanded)
         self._ctrl = self._physics.ctrl
+        self._pending: dict[int, dict[str, np.ndarray]] = {}  # model fields of a row from its next episode on
         self._generators = [task.generator(seed) for seed in seeds]
         self._progress: np.ndarray | None = None
         self._returns = np.zeros(num_envs)
@@ -217,7 +220,32 @@ class MujocoBatch:
         self._observe(slot, self._task.progress(np, self._physics))
         return slot.publish(slot.ended)
 
+    def change_model(self, factors: Mapping[str, float], rows: Sequence[int] | None = None, now: bool = False) -> None:
+        """Multiply parts of the original model in `rows` (None: all), from their next episodes on, or `now`.
+
+        factors: see `envs.model_changes.FACTORS`; those not named keep what an earlier call set. What follows is equal
+        to a simulation of one row with that model. Raises ValueError for an unknown factor, value or row.
+        """
+        self._check_open()
+        rows = range(self.num_envs) if rows is None else rows
+        if outside := [row for row in rows if not 0 <= row < self.num_envs]:
+            raise ValueError(f"row {outside[0]} does not exist; there are {self.num_envs}")
+        fields = changed_fields(self._task.model, factors)
+        for name in fields:
+            if name not in self._expanded:
+                self._expanded[name] = self._simulations.expand(name)
+        for row in rows:
+            self._pending.setdefault(row, {}).update(fields)
+            if now:
+                self._apply_pending(row)
+
+    def _apply_pending(self, row: int) -> None:
+        for name, values in self._pending.pop(row).items():
+            self._expanded[name][row] = values
+
     def _begin(self, rows: np.ndarray) -> None:
+        for row in self._pending.keys() & set(rows.tolist()) if self._pending else ():
+            self._apply_pending(row)
         self._task.begin(self._simulations, self._physics, rows, self._generators)
         self._returns[rows] = 0.0
         self._started[rows] = self._time
@@ -273,6 +301,10 @@ class MujocoBatch:
             "env_id": self.spec.env_id,
             "simulation": torch.from_numpy(self._simulations.state.copy()),
             "model": {name: torch.from_numpy(values.copy()) for name, values in self._expanded.items()},
+            "pending_model": {
+                row: {name: torch.from_numpy(values.copy()) for name, values in fields.items()}
+                for row, fields in self._pending.items()
+            },
             "progress": None if self._progress is None else torch.from_numpy(self._progress.copy()),
             "episode_return": torch.from_numpy(self._returns.copy()),
             "episode_length": torch.from_numpy(self._time - self._started),
@@ -291,8 +323,14 @@ class MujocoBatch:
         # Clears what persistent simulations remember beside their state.
         self._simulations.reset()
         self._simulations.state[...] = state["simulation"].numpy()
-        for name, values in self._expanded.items():
-            values[...] = state["model"][name].numpy()
+        for name, saved_values in state["model"].items():
+            if name not in self._expanded:
+                self._expanded[name] = self._simulations.expand(name)
+            self._expanded[name][...] = saved_values.numpy()
+        self._pending = {
+            row: {name: values.numpy() for name, values in fields.items()}
+            for row, fields in state["pending_model"].items()
+        }
         # The derived field that it came from lags the state, so it cannot be computed again.
         self._progress = None if state["progress"] is None else state["progress"].numpy().copy()
         self._returns[...] = state["episode_return"].numpy()

@@ -30,7 +30,7 @@ class Step:
     episode_return [N] float32, episode_length [N] int64: undiscounted return and number of actions of the episode that
     ended at this row, both 0 where none ended. Returns are of raw rewards, also where `reward` is clipped.
     episode_ended [N] bool marks those rows; it differs from `terminated | truncated` only where a life loss is reported
-    as a termination while the game goes on.
+    as a termination while the game goes on, and where a sequence of tasks cuts an episode off.
     """
 
     obs: Tensor

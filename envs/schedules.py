@@ -1,0 +1,75 @@
+"""Published sequences of tasks for continual reinforcement learning, by name: what comes when."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from envs.sequence import Segment
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Segments in order, and how many steps (agent actions, over all rows) each lasts. After the last comes the first."""
+
+    segments: tuple[Segment, ...]
+    switch_every: int
+
+
+def slippery_ant(seed: int) -> Schedule:
+    """Ant-v5 on ten grounds of other friction, log-uniform in [0.02, 2], 2 M steps each.
+
+    Dohare et al. 2024, "Loss of plasticity in deep continual learning" (Nature 632), on an older Ant. A row changes at
+    the end of its episode.
+    """
+    frictions = np.exp(np.random.default_rng(seed).uniform(np.log(0.02), np.log(2.0), 10))
+    segments = [Segment("mujoco/Ant-v5", model={"friction": float(friction)}) for friction in frictions]
+    return Schedule(tuple(segments), 2_000_000)
+
+
+# Aitchison, Sweetser & Hutter 2023, "Atari-5" (arXiv:2210.02019): the ten games that predict the median of all best.
+ATARI_10 = (
+    "Amidar",
+    "BattleZone",
+    "Bowling",
+    "DoubleDunk",
+    "Frostbite",
+    "KungFuMaster",
+    "NameThisGame",
+    "Phoenix",
+    "Qbert",
+    "Riverraid",
+)
+
+
+def sequential_atari(seed: int) -> Schedule:
+    """Ten games of 20 M frames (5 M steps) each, with the full action set: the experiment of Lyle et al. 2024 (NaP).
+
+    The paper (arXiv:2407.01800, figure 6) goes through its games twice and does not name them; these are Atari-10.
+    """
+    return Schedule(tuple(Segment(f"atari/{game}", {"full_action_set": True}) for game in ATARI_10), 5_000_000)
+
+
+def _dmc(domain: str, *tasks: str) -> Callable[[int], Schedule]:
+    def schedule(seed: int) -> Schedule:
+        """Tasks of one dm_control robot in turn, as in Plasticine's continual DMC; 1 M steps each (ours)."""
+        return Schedule(tuple(Segment(f"dmc/{domain}-{task}") for task in tasks), 1_000_000)
+
+    return schedule
+
+
+def shuffled_cartpole(seed: int) -> Schedule:
+    """CartPole whose observation entries change places and signs every 10 000 steps: minutes on a CPU (ours)."""
+    return Schedule(tuple(Segment("gym/CartPole-v1", shuffle=seed * 1000 + task) for task in range(10)), 10_000)
+
+
+SCHEDULES: dict[str, Callable[[int], Schedule]] = {
+    "slippery-ant": slippery_ant,
+    "seq-ale": sequential_atari,
+    "cont-dmc-dog": _dmc("dog", "stand", "walk", "run", "trot"),
+    "cont-dmc-walker": _dmc("walker", "stand", "walk", "run"),
+    "cont-dmc-quadruped": _dmc("quadruped", "walk", "run"),
+    "shuffled-cartpole": shuffled_cartpole,
+}

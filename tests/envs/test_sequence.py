@@ -1,0 +1,216 @@
+"""Tasks in turn behind one runner: what each switch looks like, and that nothing else changes."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+
+import envs
+from envs.schedules import SCHEDULES
+from envs.sequence import Segment, make_sequence
+
+SHORT_WALK = Segment("dmc/walker-walk", {"time_limit": 0.5})
+SWING = Segment("dmc/cartpole-swingup", {"time_limit": 0.1})
+
+
+def play(runner, steps: int, seed: int = 0) -> list[envs.Step]:
+    """The steps (cloned) of uniformly random actions."""
+    generator = torch.Generator().manual_seed(seed)
+    told = []
+    for _ in range(steps):
+        spec = runner.action_spec
+        if isinstance(spec, envs.DiscreteActionSpec):
+            action = torch.randint(spec.count, (runner.num_envs,), generator=generator)
+        else:
+            uniform = torch.rand(runner.num_envs, spec.size, generator=generator)
+            action = torch.from_numpy(spec.low) + uniform * torch.from_numpy(spec.high - spec.low)
+        step = runner.step(action)
+        told.append(envs.Step(**{name: getattr(step, name).clone() for name in envs.Step.__dataclass_fields__}))
+    return told
+
+
+def test_a_switch_between_environments_cuts_every_row_with_a_true_final_observation():
+    runner = make_sequence([SHORT_WALK, SWING], 2, switch_every=14)
+    alone = envs.make("dmc/walker-walk", 2, time_limit=0.5)
+    assert runner.observation_spec.shape == (24,)
+    assert runner.action_spec.size == 6
+    assert torch.equal(runner.reset(), alone.reset())
+    assert runner.task.tolist() == [0, 0]
+    told, expected = play(runner, 7), play(alone, 7)
+    for mine, other in zip(told, expected, strict=True):
+        assert torch.equal(mine.final_obs, other.final_obs)
+        assert torch.equal(mine.reward, other.reward)
+    cut = told[-1]
+    assert [bool(step.truncated.any()) for step in told] == [False] * 6 + [True]
+    assert cut.truncated.all()
+    assert not cut.terminated.any()
+    assert not cut.episode_ended.any()
+    assert runner.task.tolist() == [1, 1]
+    assert (cut.obs[:, 5:] == 0).all()
+    assert (cut.obs[:, 1] < -0.99).all()  # the cosine of a pole that hangs
+    assert (cut.final_obs[:, 5:] != 0).any()
+
+
+def test_surplus_action_components_are_ignored_and_the_rest_is_the_tasks_own():
+    runner = make_sequence([SWING, SHORT_WALK], 3, seed=4, switch_every=3 * 40)
+    alone = envs.make("dmc/cartpole-swingup", 3, seed=4, time_limit=0.1)
+    obs = runner.reset().clone()
+    assert torch.equal(obs[:, :5], alone.reset())
+    for _ in range(39):
+        action = torch.rand(3, 6) * 2 - 1
+        mine, other = runner.step(action), alone.step(action[:, :1])
+        assert torch.equal(mine.obs[:, :5], other.obs)
+        assert torch.equal(mine.episode_ended, other.episode_ended)
+        assert torch.equal(mine.episode_return, other.episode_return)
+
+
+def test_it_comes_back_to_the_first_task_and_says_when_it_changed():
+    runner = make_sequence([SWING, SHORT_WALK], 2, switch_every=6)
+    runner.reset()
+    tasks = []
+    for _ in range(9):
+        play(runner, 1)
+        tasks.append(runner.task[0].item())
+    assert tasks == [0, 0, 1, 1, 1, 0, 0, 0, 1]
+    assert [(s.step, s.index) for s in runner.switches] == [(0, 0), (6, 1), (12, 0), (18, 1)]
+
+
+def test_episodes_can_decide_when():
+    runner = make_sequence([SWING, SHORT_WALK], 2, switch_episodes=4)
+    runner.reset()
+    told = play(runner, 20)  # ten steps an episode, two rows: four episodes have ended
+    assert sum(int(step.episode_ended.sum()) for step in told) == 4
+    assert runner.task.tolist() == [1, 1]
+    assert told[-1].episode_ended.all()
+
+
+def test_a_change_of_the_model_waits_for_each_rows_own_episode():
+    low, high = ({"friction": factor} for factor in (0.05, 2.0))
+    segments = [Segment("mujoco/Hopper-v5", model=low), Segment("mujoco/Hopper-v5", model=high)]
+    runner = make_sequence(segments, 3, switch_every=30)
+    before = envs.make("mujoco/Hopper-v5", 3)
+    before.change_model(low)
+    assert torch.equal(runner.reset(), before.reset())
+    changed_at = {}
+    for t in range(200):
+        action = torch.sin(torch.arange(9.0).reshape(3, 3) + t)
+        mine, other = runner.step(action), before.step(action)
+        assert not mine.truncated.any()
+        if t == 9:
+            before.change_model(high)
+            runner.switch_every = 10**9
+            assert runner.switches[-1].waits_for_episodes
+        assert torch.equal(mine.obs, other.obs), t
+        for row in runner.task.nonzero()[:, 0].tolist():
+            changed_at.setdefault(row, (t, bool(mine.episode_ended[row])))
+        if len(changed_at) == 3:
+            break
+    assert {ended for _, ended in changed_at.values()} == {True}
+    assert len({t for t, _ in changed_at.values()}) > 1
+
+
+def test_actions_with_other_bounds_are_mapped_from_one_box():
+    pair = ["mujoco/Humanoid-v5", "mujoco/HalfCheetah-v5"]  # [-0.4, 0.4] and [-1, 1]
+    runner = make_sequence(pair, 2, switch_every=100)
+    alone = envs.make("mujoco/Humanoid-v5", 2)
+    assert runner.action_spec.low.tolist() == [-1.0] * 17
+    runner.reset(), alone.reset()
+    action = torch.rand(2, 17) * 2 - 1
+    assert torch.equal(runner.step(action).reward, alone.step(action * torch.tensor(0.4)).reward)
+
+
+def test_games_share_the_full_set_of_buttons():
+    runner = make_sequence(["atari/Pong", "atari/Boxing"], 1, switch_every=3)
+    assert runner.action_spec.count == 18
+    assert make_sequence(["atari/Pong"], 1, switch_every=3).action_spec.count == 6
+    runner.reset()
+    told = play(runner, 4)
+    assert [bool(step.truncated) for step in told] == [False, False, True, False]
+
+
+def test_discrete_actions_that_a_task_lacks_are_its_action_0():
+    runner = make_sequence(["gym/Acrobot-v1", "gym/CartPole-v1"], 2, switch_every=2)
+    cartpole = envs.make("gym/CartPole-v1", 2, row_seeds=[3, 4])
+    assert runner.action_spec.count == 3
+    assert runner.observation_spec.shape == (6,)
+    runner.reset()
+    runner.step(torch.tensor([2, 2]))
+    cartpole.reset()
+    inner = runner._runners[runner.segment.environment]
+    inner.load_state_dict(cartpole.state_dict())
+    mine, other = runner.step(torch.tensor([2, 1])), cartpole.step(torch.tensor([0, 1]))
+    assert torch.equal(mine.final_obs[:, :4], other.final_obs)
+
+
+def test_a_shuffle_is_fixed_and_its_change_cuts():
+    first, second = (Segment("gym/CartPole-v1", shuffle=seed) for seed in (1, 2))
+    runner = make_sequence([first, second, first], 1, switch_every=5)
+    plain = envs.make("gym/CartPole-v1", 1)
+    obs, raw = runner.reset().clone(), plain.reset().clone()
+    assert sorted(obs.abs()[0].tolist()) == sorted(raw.abs()[0].tolist())
+    assert not torch.equal(obs, raw)
+    told = play(runner, 10)
+    assert [bool(step.truncated) for step in told] == [False] * 4 + [True] + [False] * 4 + [True]
+    assert len({str(s) for s in runner.segments}) == 2
+
+
+@pytest.mark.parametrize("until", [3, 7, 25])
+def test_resume_is_exact_across_switches(until):
+    slow = Segment("mujoco/Hopper-v5", model={"gravity": 0.5})
+    make_it = lambda: make_sequence([slow, "mujoco/Hopper-v5", SWING], 2, seed=3, switch_every=20)  # noqa: E731
+    runner, again = make_it(), make_it()
+    runner.reset()
+    play(runner, until)
+    buffer = io.BytesIO()
+    torch.save(runner.state_dict(), buffer)
+    buffer.seek(0)
+    again.load_state_dict(torch.load(buffer, weights_only=True))
+    for mine, other in zip(play(runner, 60, seed=9), play(again, 60, seed=9), strict=True):
+        for name in envs.Step.__dataclass_fields__:
+            assert torch.equal(getattr(mine, name), getattr(other, name)), name
+    assert runner.switches == again.switches
+    with pytest.raises(ValueError, match="the saved sequence is not"):
+        make_sequence([SWING], 2, switch_every=20).load_state_dict(runner.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("segments", "how", "message"),
+    [
+        ([], {"switch_every": 1}, "at least one segment"),
+        ([SWING], {}, "switch_every .steps. or switch_episodes"),
+        ([SWING], {"switch_every": 1, "switch_episodes": 1}, "only one"),
+        ([SWING], {"switch_every": 0}, "at least 1, got 0"),
+        ([SWING, "gym/CartPole-v1"], {"switch_every": 1}, "cannot share an agent: discrete and continuous"),
+        (["atari/Pong", "gym/CartPole-v1"], {"switch_every": 1}, "cannot share an agent: observations of shape"),
+        ([Segment("gym/CartPole-v1", model={"mass": 2.0})], {"switch_every": 1}, "no MuJoCo model"),
+        ([Segment("atari/Pong", shuffle=1)], {"switch_every": 1}, "only vectors can be shuffled"),
+    ],
+)
+def test_what_makes_no_sequence_is_refused(segments, how, message):
+    with pytest.raises(ValueError, match=message):
+        make_sequence(segments, 1, **how)
+
+
+def test_a_segment_checks_its_names():
+    with pytest.raises(ValueError, match="unknown environment"):
+        Segment("mujoco/Hoper-v5")
+    with pytest.raises(ValueError, match="no factor 'weight'"):
+        Segment("mujoco/Hopper-v5", model={"weight": 1.0})
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_name_environments_that_exist(name):
+    first, other = SCHEDULES[name](0), SCHEDULES[name](0)
+    assert first == other
+    assert len(first.segments) >= 2
+    assert first.switch_every >= 10_000
+
+
+def test_slippery_ant_draws_its_frictions_from_the_seed():
+    frictions = [[s.model["friction"] for s in SCHEDULES["slippery-ant"](seed).segments] for seed in (0, 1)]
+    assert frictions[0] != frictions[1]
+    assert len(frictions[0]) == 10
+    assert 0.02 <= np.min(frictions) < np.max(frictions) <= 2.0
