@@ -12,7 +12,7 @@ from envs.sequence import Segment
 
 @dataclass(frozen=True)
 class Schedule:
-    """Segments in order, and how many steps (agent actions, over all rows) each lasts. After the last comes the first."""
+    """Segments in order, and how many steps (over all rows) each lasts. After the last comes the first again."""
 
     segments: tuple[Segment, ...]
     switch_every: int

@@ -32,6 +32,7 @@ class RunConfig:
     device: str
     threads: int
     compiled: bool
+    overlap: bool
     bf16: bool
     tensorboard: bool
     preset: str | None

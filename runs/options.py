@@ -47,6 +47,8 @@ class TrainOptions:
     """threads for each seed; 0 chooses"""
     compile: bool = False
     """torch.compile the losses (pays on GPUs, not for small networks on CPUs)"""
+    overlap: bool = False
+    """simulate while the networks learn; an update then misses the newest step"""
     bf16: bool = False
     """bfloat16 products in gradient steps: faster, but values and gradients lose digits (docs/results/speed.md)"""
     tensorboard: bool = True

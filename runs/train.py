@@ -93,6 +93,7 @@ def _run_config(agent: str, agent_config: Any, preset: str | None, options: Trai
         device=device.type,
         threads=compute.resolve_threads(options.threads, options.seeds, images),
         compiled=options.compile,
+        overlap=options.overlap,
         bf16=options.bf16,
         tensorboard=options.tensorboard,
         preset=preset,

@@ -13,6 +13,7 @@ from torch import Tensor
 import envs
 from agents.agent import Agent, Metrics
 from envs import Runner, Step
+from envs.overlap import InBackground
 from runs import checkpoint, compute
 from runs.catalogue import find_agent
 from runs.config import RunConfig
@@ -83,7 +84,9 @@ class SeedTraining:
         self.device = torch.device(config.device)
         compute.set_up(self.device, config.threads)
         environment_seed = stream_seed(seed, "environment")
-        self.runner = envs.make(config.env, config.num_envs, environment_seed, self.device, config.threads)
+        self.runner: Runner = envs.make(config.env, config.num_envs, environment_seed, self.device, config.threads)
+        if config.overlap:
+            self.runner = InBackground(self.runner)
         self.agent = build_agent(config, self.runner, seed, self.device)
         self.obs = self.runner.reset()
         self.episodes = Episodes()
@@ -127,12 +130,21 @@ class SeedTraining:
         """One action in every environment, and the gradient steps it makes due."""
         with compute.small_products(self.config.num_envs):
             action = self.agent.act(self.obs, explore=True)
-        step = self.runner.step(action)
-        self.agent.observe(step)
-        with compute.bfloat16_products(self.device, self.config.bf16):
-            self.metrics |= self.agent.update()
+        if self.config.overlap:
+            self.runner.send(action)
+            self._learn()
+            step = self.runner.recv()
+            self.agent.observe(step)
+        else:
+            step = self.runner.step(action)
+            self.agent.observe(step)
+            self._learn()
         self.episodes.add(step, self.agent.steps)
         self.obs = step.obs
+
+    def _learn(self) -> None:
+        with compute.bfloat16_products(self.device, self.config.bf16):
+            self.metrics |= self.agent.update()
 
     def _due(self, before: int, every: int) -> bool:
         """Whether the last round of steps reached a multiple of `every`, or the end of the run."""

@@ -50,6 +50,7 @@ def ours(agent: str, threads: int, bf16: bool) -> Callable[[int], None]:
         device="cpu",
         threads=threads,
         compiled=False,
+        overlap=False,
         bf16=bf16,
         tensorboard=False,
         preset=None,

@@ -171,6 +171,19 @@ def test_one_process_or_several_make_the_same_run(finished, tmp_path):
     assert checkpoint.state_hash(alone) == checkpoint.state_hash(beside)
 
 
+@pytest.mark.parametrize("env_id", ["gym/Pendulum-v1", "mujoco/Hopper-v5"])
+def test_overlapped_runs_repeat_and_are_one_round_of_updates_behind(tmp_path, env_id):
+    hashes, updates = [], []
+    for name, more in (("a", ["--overlap"]), ("b", ["--overlap"]), ("c", [])):
+        flags = [*QUICK, "--env", env_id, "--steps", "160", "--num-envs", "2", "--seeds", "1", *more]
+        assert main(["train", "td3", *flags[2:], "--out", str(tmp_path), "--name", name]) == 0
+        state = checkpoint.read_seed(checkpoint.newest(tmp_path / name), 0, torch.device("cpu"))
+        hashes.append(checkpoint.state_hash(state))
+        updates.append(state["agent"]["updates"])
+    assert hashes[0] == hashes[1] != hashes[2]
+    assert updates == [58, 58, 60]
+
+
 def test_runs_without_a_name_are_numbered(tmp_path):
     for _ in range(2):
         assert main(["train", "td3", *QUICK, "--steps", "20", "--seeds", "1", "--out", str(tmp_path)]) == 0
