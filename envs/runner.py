@@ -98,7 +98,11 @@ class Runner(Protocol):
     observation_spec: ObservationSpec
     action_spec: ActionSpec
     spec: RunnerSpec
-    diverged_episodes: int  # truncated because the simulation met NaN, infinite or huge numbers
+
+    @property
+    def diverged_episodes(self) -> int:
+        """Episodes truncated because their simulation met NaN, infinite or huge numbers."""
+        ...
 
     def reset(self) -> Tensor:
         """Start a new episode in every row. Returns obs [N, *obs_shape]."""

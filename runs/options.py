@@ -50,7 +50,7 @@ class TrainOptions:
     overlap: bool = False
     """simulate while the networks learn; an update then misses the newest step"""
     bf16: bool = False
-    """bfloat16 products in gradient steps: faster, but values and gradients lose digits (docs/results/speed.md)"""
+    """bfloat16 products in gradient steps: faster, fewer digits (docs/results/speed.md)"""
     tensorboard: bool = True
     """also write TensorBoard event files"""
     out: Path = Path("results")
@@ -162,7 +162,7 @@ def _parse(
     target: Any, default: Any, classes: Sequence[type], arguments: Sequence[str], prog: str, example: str
 ) -> Any:
     if "-h" in arguments or "--help" in arguments:
-        print(help_page(classes, default if isinstance(default, tuple) else (None,), prog, example), end="")
+        print(help_page(classes, [None] * len(classes), prog, example), end="")
         raise SystemExit(0)
     _check_flags(classes, arguments, prog)
     keywords = {} if default is None else {"default": default}
@@ -182,7 +182,7 @@ def help_page(classes: Sequence[type], defaults: Sequence[Any], prog: str, examp
         meanings = _field_docstrings(cls)
         for field in dataclasses.fields(cls):
             flag = field.name.upper() if _is_positional(cls, field.name) else f"--{field.name.replace('_', '-')}"
-            default = _default(field) if values is None or cls is classes[0] else vars(values)[field.name]
+            default = _default(field) if values is None else vars(values)[field.name]
             lines.append(f"  {flag:<20} {_shown(default):<10} {meanings.get(field.name, '')}".rstrip())
         lines.append("")
     return "\n".join([*lines, f"Example: {example}", ""])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import os
 import platform
 import subprocess
@@ -23,7 +24,7 @@ from runs import compute
 from runs.catalogue import AGENTS, default_preset, find_agent, preset_config
 from runs.config import RunConfig
 from runs.errors import UsageError
-from runs.options import TrainOptions, given_value, parse_with_agent
+from runs.options import TrainOptions, given_value, help_page, parse_with_agent
 from runs.randomness import spawn_generators
 from runs.record import State, read_table
 from runs.session import SeedFailed, run_session
@@ -57,7 +58,9 @@ def prepare(agent: str, arguments: Sequence[str]) -> tuple[RunConfig, TrainOptio
     """Everything about a run, checked, without writing anything. Raises ValueError or UsageError, one sentence."""
     module, prog = find_agent(agent), f"neoteny train {agent}"
     if "-h" in arguments or "--help" in arguments:
-        parse_with_agent(TrainOptions, module.Config(), arguments, prog, EXAMPLE)
+        print(help_page([module.Config], [module.Config()], prog, EXAMPLE))
+        print("`neoteny train --help` shows the options of a run, which go with these.")
+        raise SystemExit(0)
     env_id = given_value(arguments, "--env")
     if env_id is None:
         raise UsageError(f"train needs an environment, for example: {EXAMPLE}")
@@ -150,8 +153,17 @@ def describe_environment(runner: Runner) -> dict[str, Any]:
         "commit": _commit(),
         "machine": f"{_processor()}, {available_cores()} cores",
         "versions": versions | runner.spec.versions,
-        "runner": dataclasses.asdict(runner.spec),
+        "runner": _plain(dataclasses.asdict(runner.spec)),
     }
+
+
+def _plain(value: Any) -> Any:
+    """The same for JSON, which has no infinite numbers: "inf", as in a robot's range of healthy heights."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def summarise_run(folder: Path) -> dict[str, Any]:
@@ -180,8 +192,8 @@ def _print_summary(folder: Path, state: State, options: TrainOptions) -> None:
 
 def _help_without_agent(arguments: Sequence[str]) -> int:
     if any(argument in ("-h", "--help") for argument in arguments):
-        print(f"usage: neoteny train AGENT --env ID [options]\n\nAgents: {', '.join(AGENTS)}")
-        print(f"`neoteny train AGENT --help` shows all options of an agent.\n\nExample: {EXAMPLE}")
+        print(help_page([TrainOptions], [None], "neoteny train AGENT", EXAMPLE))
+        print(f"Agents: {', '.join(AGENTS)}; `neoteny train AGENT --help` shows the hyper-parameters of one.")
         return 0
     raise UsageError(f"train needs an agent ({', '.join(AGENTS)}), for example: {EXAMPLE}")
 

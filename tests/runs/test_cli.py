@@ -119,7 +119,11 @@ def test_every_hyper_parameter_is_a_flag(capsys):
         main(["train", "sac", "--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
-    for flag in ("--discount", "--target-rate", "--initial-temperature", "--layer-norm", "--num-envs", "--json"):
+    for flag in ("--discount", "--target-rate", "--initial-temperature", "--layer-norm", "`neoteny train --help`"):
+        assert flag in text
+    assert main(["train", "--help"]) == 0
+    text = capsys.readouterr().out
+    for flag in ("--env", "--num-envs", "--json", "Agents: ddpg"):
         assert flag in text
 
 
