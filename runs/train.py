@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import os
 import platform
 import subprocess
@@ -150,8 +151,17 @@ def describe_environment(runner: Runner) -> dict[str, Any]:
         "commit": _commit(),
         "machine": f"{_processor()}, {available_cores()} cores",
         "versions": versions | runner.spec.versions,
-        "runner": dataclasses.asdict(runner.spec),
+        "runner": _finite(dataclasses.asdict(runner.spec)),
     }
+
+
+def _finite(value: Any) -> Any:
+    """The same with infinite numbers as words: settings such as Hopper's have them, strict JSON has not."""
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def summarise_run(folder: Path) -> dict[str, Any]:
