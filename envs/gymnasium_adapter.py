@@ -77,7 +77,7 @@ class RunnerVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Take one action in every row; the outcome, float64 rewards, and infos as the class describes them."""
         self._check_open()
-        step = self.runner.step(action_tensor(actions))
+        step = self.runner.step(action_tensor(actions, self.runner.device))
         terminated, truncated = copy_to_host(step.terminated), copy_to_host(step.truncated)
         infos: dict[str, Any] = {}
         done = terminated | truncated
@@ -140,10 +140,10 @@ def action_space(runner: Runner) -> Box | Discrete:
     return Box(spec.low, spec.high, dtype=np.float32)
 
 
-def action_tensor(actions: Any) -> Tensor:
-    """A copy of the actions as the runner takes them: whole numbers as int64, others as they are."""
+def action_tensor(actions: Any, device: torch.device) -> Tensor:
+    """A copy of the actions as a runner on `device` takes them: whole numbers as int64, others as they are."""
     values = np.asarray(actions)
-    return torch.tensor(values.astype(np.int64) if np.issubdtype(values.dtype, np.integer) else values)
+    return torch.tensor(values.astype(np.int64) if values.dtype.kind in "iu" else values, device=device)
 
 
 def copy_to_host(values: Tensor) -> np.ndarray:

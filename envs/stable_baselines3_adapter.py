@@ -53,7 +53,7 @@ class RunnerVecEnv(VecEnv):
         return copy_to_host(self.runner.reset())
 
     def step_async(self, actions: np.ndarray) -> None:
-        self.runner.send(action_tensor(actions))
+        self.runner.send(action_tensor(actions, self.runner.device))
 
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         """Observations [N, ...], rewards [N] float32, ends [N] bool, one info a row."""

@@ -120,9 +120,9 @@ def check_cases(options: BenchOptions) -> list[Case]:
         raise UsageError(f"bench needs an environment and a number of rows, for example: {EXAMPLE}")
     if min(options.num_envs) < 1:
         raise UsageError(f"num_envs must be at least 1, got {min(options.num_envs)}")
-    from runs.compute import usable_cores
+    from envs.cores import available_cores
 
-    threads = options.threads or usable_cores()
+    threads = options.threads or available_cores()
     counts = dict.fromkeys(options.num_envs)
     return [Case(env, num_envs, threads) for env in dict.fromkeys(options.env) for num_envs in counts]
 

@@ -84,6 +84,7 @@ def actions_in(space: Any, num_envs: int) -> np.ndarray:
 
 @contextlib.contextmanager
 def neoteny(case: Case) -> Iterator[Advance]:
+    """Ours, with tensors on the CPU."""
     import torch
 
     import envs
@@ -103,6 +104,7 @@ def neoteny(case: Case) -> Iterator[Advance]:
 
 
 def gymnasium_id(case: Case) -> str:
+    """`atari/Pong` is `ALE/Pong-v5` there; the other names are the same."""
     return f"ALE/{case.name}-v5" if case.family == "atari" else case.name
 
 
@@ -124,6 +126,7 @@ def gymnasium_settings(case: Case) -> tuple[dict[str, Any], tuple[Callable[[Any]
 
 @contextlib.contextmanager
 def gymnasium_single(case: Case) -> Iterator[Advance]:
+    """One environment and the loop that a user would write."""
     import gymnasium
 
     settings, wrappers = gymnasium_settings(case)
@@ -199,6 +202,7 @@ def envpool_id(case: Case) -> str:
 
 @contextlib.contextmanager
 def envpool_sync(case: Case) -> Iterator[Advance]:
+    """EnvPool's synchronous mode: all rows in every step."""
     import envpool
 
     name = envpool_id(case)
@@ -232,6 +236,7 @@ def rom_name(case: Case) -> str:
 
 @contextlib.contextmanager
 def ale_vector(case: Case) -> Iterator[Advance]:
+    """ALE's own vector environment, which our Atari runner is built on."""
     from ale_py.vector_env import AtariVectorEnv
 
     env = AtariVectorEnv(
