@@ -165,7 +165,8 @@ def each_row_seed(seed: int | Sequence[int], num_envs: int) -> list[int]:
 def reseed(runner: Runner, seeds: Sequence[int]) -> None:
     """Bring the runner to where one made with these seeds, one a row, begins; its next call must be `reset`.
 
-    The state of new environments goes into the old ones, so that whoever holds the runner keeps it.
+    The state of new environments goes into the old ones, so that whoever holds the runner keeps it; what was changed in
+    those, as by `MujocoBatch.change_model`, stays.
     Raises RuntimeError if `envs.make` does not make environments like these.
     """
     settings = dict(runner.spec.settings)
@@ -180,6 +181,8 @@ def reseed(runner: Runner, seeds: Sequence[int]) -> None:
     try:
         if fresh.spec != runner.spec:
             raise RuntimeError(f"cannot seed {runner.spec.env_id} anew: envs.make builds it otherwise, as {fresh.spec}")
-        runner.load_state_dict(fresh.state_dict())
+        own = runner.state_dict()
+        kept = {name: own[name] for name in ("model", "pending_model", "diverged_episodes") if name in own}
+        runner.load_state_dict({**fresh.state_dict(), **kept})
     finally:
         fresh.close()

@@ -102,9 +102,25 @@ def test_what_the_registry_does_not_build_cannot_be_seeded():
     runner.spec = envs.RunnerSpec("gym/CartPole-v1", "another backend", 500, 1, {}, {})
     with pytest.raises(RuntimeError, match="cannot seed gym/CartPole-v1 anew: envs.make builds it otherwise"):
         envs.as_gymnasium(runner).reset(seed=1)
-    runner.spec = envs.RunnerSpec("sequence of two", "another backend", 500, 1, {}, {})
+    sequence = envs.as_gymnasium(envs.make_sequence(["gym/CartPole-v1", "gym/Acrobot-v1"], ROWS, switch_every=30))
+    assert sequence.reset()[0].shape == (ROWS, 6)
     with pytest.raises(RuntimeError, match="give the seeds to envs.make instead: unknown environment"):
-        envs.as_gymnasium(runner).reset(seed=1)
+        sequence.reset(seed=1)
+
+
+@pytest.mark.parametrize("episodes_before", [0, 1])
+def test_a_seed_leaves_a_changed_model_as_it_is(episodes_before):
+    """Also one that would have changed at the next episode."""
+    changed, original = (envs.make("mujoco/HalfCheetah-v5", ROWS, row_seeds=[3, 4, 5]) for _ in range(2))
+    changed.change_model({"gravity": 0.3})
+    env = envs.as_gymnasium(changed)
+    for _ in range(episodes_before):
+        env.reset()
+    first, reference = env.reset(seed=3)[0], original.reset().numpy()
+    assert np.array_equal(first, reference)
+    actions = np.zeros((ROWS, 6), np.float32)
+    original.change_model({"gravity": 0.3}, now=True)
+    assert np.array_equal(env.step(actions)[0], original.step(torch.from_numpy(actions)).obs.numpy())
 
 
 def test_reset_options_are_refused():
