@@ -5,6 +5,11 @@ Here belongs what turns actions into observations: the `Runner` contract, `make`
 learning: no agent, no replay, no schedule. It imports no other room.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from envs.registry import EnvironmentNotFound, known_ids, make
 from envs.runner import (
     ActionSpec,
@@ -17,6 +22,10 @@ from envs.runner import (
 )
 from envs.sequence import Segment, make_sequence
 
+if TYPE_CHECKING:
+    from envs.gymnasium_adapter import as_gymnasium
+    from envs.stable_baselines3_adapter import as_stable_baselines3
+
 __all__ = [
     "ActionSpec",
     "ContinuousActionSpec",
@@ -27,7 +36,18 @@ __all__ = [
     "RunnerSpec",
     "Segment",
     "Step",
+    "as_gymnasium",
+    "as_stable_baselines3",
     "known_ids",
     "make",
     "make_sequence",
 ]
+
+# Each in a module of its own that imports the library it adapts to.
+_ADAPTERS = {"as_gymnasium": "envs.gymnasium_adapter", "as_stable_baselines3": "envs.stable_baselines3_adapter"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ADAPTERS:
+        raise AttributeError(f"module 'envs' has no attribute '{name}'")
+    return getattr(import_module(_ADAPTERS[name]), name)

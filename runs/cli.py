@@ -29,6 +29,7 @@ A continual- and reinforcement-learning laboratory.
   evaluate RUN           scores of a run's newest checkpoint
   watch RUN              a video of one episode, without a display
   report RUN [RUN ...]   learning curves with intervals as one HTML page and a PNG
+  bench                  the runner's speed against other libraries and the bare simulator
   list                   agents, environments, presets
   doctor                 check this installation
 
@@ -111,11 +112,19 @@ def doctor(arguments: Sequence[str]) -> int:
     return print_doctor(examine())
 
 
+def bench(arguments: Sequence[str]) -> int:
+    """Runs `neoteny bench`."""
+    from runs.bench import bench_command
+
+    return bench_command(arguments)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "evaluate": evaluate,
     "watch": watch,
     "report": report,
+    "bench": bench,
     "list": list_,
     "doctor": doctor,
 }

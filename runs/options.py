@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import inspect
 import io
+import itertools
 import re
 import textwrap
 from collections.abc import Sequence
@@ -120,6 +121,32 @@ class ListOptions:
 @dataclass(frozen=True, kw_only=True)
 class DoctorOptions:
     """Try what an installation needs (simulators, rendering, video, checkpoints) and say how to mend what fails."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """Measure the runner against other libraries and the bare simulator, in turns, on this machine."""
+
+    env: tuple[str, ...] = ("mujoco/HalfCheetah-v5", "dmc/cheetah-run", "atari/Pong")
+    """environment ids, see `neoteny list envs`"""
+    num_envs: tuple[int, ...] = (1, 64)
+    """environments stepped together; each number is measured"""
+    against: tuple[str, ...] = ()
+    """some of gymnasium sync async dm_control ale envpool limit; default: all"""
+    threads: int = 0
+    """simulator threads of whoever has a setting for them; 0 = all cores"""
+    rounds: int = 9
+    """turns of every contestant"""
+    seconds: float = 0.5
+    """length of a turn"""
+    quick: bool = False
+    """at most 3 rounds of 0.1 s: to try it, not to quote"""
+    out: Path | None = None
+    """also write bench.json and bench.png into this folder"""
+    quiet: bool = False
+    """no progress"""
+    json: bool = False
+    """print everything measured as one JSON object on stdout, no table"""
 
 
 Options = TypeVar("Options")
@@ -248,9 +275,14 @@ def _check_flags(classes: Sequence[type], arguments: Sequence[str], prog: str) -
             if value.startswith("--"):
                 raise UsageError(f"flag '{flag}' needs a value")
         _check_number(flag, value, types[flag])
+        if get_origin(types[flag]) is tuple:
+            for further in itertools.takewhile(lambda word: not word.startswith("--"), arguments[index + 2 :]):
+                _check_number(flag, further, types[flag])
 
 
 def _check_number(flag: str, value: str, kind: Any) -> None:
+    if get_origin(kind) is tuple:
+        kind = get_args(kind)[0]
     if get_origin(kind) is not None and type(None) in get_args(kind):
         if value == "None":
             return

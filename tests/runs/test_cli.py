@@ -45,6 +45,21 @@ BAD_INPUT = {
     "no run": (["evaluate", "nowhere"], "'nowhere' is not the folder of a run"),
     "nothing to watch": (["watch", "nowhere"], "'nowhere' is not the folder of a run"),
     "nothing to report": (["report", "nowhere"], "'nowhere' is not the folder of a run"),
+    "bench environment": (
+        ["bench", "--env", "mujoco/HalfCheeta-v5"],
+        "unknown environment 'mujoco/HalfCheeta-v5'. Did you mean 'mujoco/HalfCheetah-v5'",
+    ),
+    "contestant": (["bench", "--against", "envpol"], "unknown contestant 'envpol'. Did you mean 'envpool'?"),
+    "bench flag": (["bench", "--tasks", "gym/CartPole-v1"], "`neoteny bench` has no flag '--tasks'"),
+    "bench rows": (["bench", "--num-envs", "8", "0"], "num_envs must be at least 1, got 0"),
+    "bench no number": (
+        ["bench", "--num-envs", "8", "many"],
+        "flag '--num-envs' needs a whole number, got 'many'",
+    ),
+    "bench rounds": (["bench", "--rounds", "0"], "rounds must be above 0, got 0"),
+    "bench seconds": (["bench", "--seconds", "nan"], "seconds must be above 0, got nan"),
+    "bench threads": (["bench", "--threads", "-2"], "threads must be 0 (all cores) or more, got -2"),
+    "bench folder": (["bench", "--env", "gym/CartPole-v1", "--out", "/proc/bench"], "cannot write to '/proc/bench'"),
     "list": (["list", "agent"], "cannot list 'agent'. Did you mean 'agents'"),
 }
 
