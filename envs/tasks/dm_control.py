@@ -36,7 +36,6 @@ class ControlTask:
     expanded: ClassVar[tuple[str, ...]] = ()
     stage: ClassVar[int] = STAGE_VELOCITY
     contact_forces: ClassVar[bool] = False
-    camera: ClassVar[int | str] = 0
     random_turns: ClassVar[bool] = True  # episodes begin with unlimited hinges at random, not only limited joints
 
     time_limit: float = 10.0  # seconds
@@ -49,6 +48,10 @@ class ControlTask:
     @cached_property
     def model(self) -> Model:
         return load_model(package_file("dm_control", "suite", self.file))
+
+    @property
+    def camera(self) -> int:
+        return 0
 
     @property
     def substeps(self) -> int:

@@ -45,7 +45,11 @@ class Task(Protocol):
     expanded: ClassVar[tuple[str, ...]]  # MjModel fields that `begin` sets for each row
     stage: ClassVar[int]  # how far derived fields are brought up to date after a step
     contact_forces: ClassVar[bool]  # whether cfrc_ext is computed after a step
-    camera: ClassVar[int | str]  # the model camera that `render` looks through
+
+    @property
+    def camera(self) -> int | str:
+        """The model camera that `render` looks through; -1 is the free camera."""
+        ...
 
     @property
     def model(self) -> Model: ...

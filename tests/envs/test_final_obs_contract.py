@@ -142,7 +142,7 @@ def test_resuming_an_environment_that_remembers_earlier_episodes_is_refused():
         ("gym/Pendulum-v1", 1, 450, {}, 2),
         ("gym/FrozenLake-v1", 4, 100, {}, 20),
         ("gym/HalfCheetah-v5", 1, 60, {"max_episode_steps": 20}, 3),
-        ("mujoco/HalfCheetah-v5", 3, 60, {"horizon": 20}, 9),
+        ("mujoco/HalfCheetah-v5", 3, 60, {"max_episode_steps": 20}, 9),
         ("mujoco/Hopper-v5", 3, 150, {}, 9),
         ("dmc/cartpole-swingup", 2, 1050, {}, 2),
         ("dmc/fish-upright", 1, 60, {"max_episode_steps": 20}, 3),

@@ -16,7 +16,9 @@ from envs.runner import Step, row_seeds
 
 CPU = torch.device("cpu")
 # short episodes, so that a few hundred steps see many of them
-SHORT = {env_id: {"horizon": 150} if env_id.startswith("mujoco") else {"time_limit": 1.5} for env_id in known_ids()}
+SHORT = {
+    env_id: {"max_episode_steps": 150} if env_id.startswith("mujoco") else {"time_limit": 1.5} for env_id in known_ids()
+}
 
 
 def record(runner: MujocoBatch, actions: np.ndarray) -> list[dict[str, np.ndarray]]:

@@ -28,7 +28,7 @@ def test_settings_mean_what_they_mean_in_gymnasium(env_id, settings):
     assert_equal_to_reference(env_id, GymnasiumReference, seeds=(4,), steps=150, **settings)
 
 
-@pytest.mark.parametrize("settings", [{"reset_noise_scale": -0.1}, {"frame_skip": 0}, {"horizon": 0}])
+@pytest.mark.parametrize("settings", [{"reset_noise_scale": -0.1}, {"frame_skip": 0}, {"max_episode_steps": 0}])
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         TASKS["mujoco/Ant-v5"](**settings)
