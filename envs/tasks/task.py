@@ -75,7 +75,7 @@ class Task(Protocol):
     def outcome(self, xp: ModuleType, physics: SimpleNamespace, moved: Array) -> tuple[Array, Array | None]:
         """Reward [N], and terminated [N] bool or None where the task never terminates.
 
-        moved: [N] change of `progress` over the step; None if there is none.
+        moved: [N] change of `progress` over the step; None if there is none. For one row both may be plain numbers.
         """
         ...
 
@@ -105,6 +105,11 @@ class Task(Protocol):
         generators: those of all N rows.
         """
         ...
+
+
+def per_row(x: Array, *index: int) -> Array:
+    """x[:, *index]: [N], or the number itself where NumPy computes one row, which takes a tenth of an array's time."""
+    return x.item(0, *index) if isinstance(x, np.ndarray) and len(x) == 1 else x[:, *index]
 
 
 def flat(x: Array) -> Array:

@@ -20,7 +20,6 @@ from envs import registry
         ("dmc/walker-walk", "mujoco.batch"),
         ("dmc/fish-swim", "gymnasium"),
         ("mujoco/Reacher-v5", "mujoco.batch"),
-        ("mujoco/Reacher-v4", "gymnasium"),
         ("atari/Pong", "ale"),
         ("gym/CartPole-v1", "gymnasium"),
         ("gym/CartPole-v0", "gymnasium"),

@@ -7,9 +7,9 @@ from functools import cached_property
 from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
 
-from envs.tasks.gymnasium_v5.task import GymnasiumTask, squared, within
+from envs.tasks.gymnasium_v5.task import GymnasiumTask, clipped, negated, squared, within
 from envs.tasks.settings import Count, Range, Scale
-from envs.tasks.task import Array, flat
+from envs.tasks.task import Array, flat, per_row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +86,12 @@ class Hopper(GymnasiumTask):
         return physics.qpos[:, 1 * self.exclude_current_positions_from_observation :], physics.qvel.clip(-10.0, 10.0)
 
     def outcome(self, xp: ModuleType, physics: SimpleNamespace, moved: Array) -> tuple[Array, Array | None]:
-        qpos = physics.qpos
-        state = xp.concatenate((qpos[:, 2:], physics.qvel), 1)
-        healthy = within(state, self.healthy_state_range).all(1)
-        healthy = healthy & within(qpos[:, 1], self.healthy_z_range) & within(qpos[:, 2], self.healthy_angle_range)
+        state = xp.concatenate((physics.qpos[:, 2:], physics.qvel), 1)
+        healthy = (
+            per_row(within(state, self.healthy_state_range).all(1))
+            & within(per_row(physics.qpos, 1), self.healthy_z_range)
+            & within(per_row(physics.qpos, 2), self.healthy_angle_range)
+        )
         return _walking(self, moved, healthy, self.ctrl_cost_weight * squared(xp, physics.ctrl))
 
 
@@ -118,8 +120,8 @@ class Walker2d(GymnasiumTask):
         return physics.qpos[:, 1 * self.exclude_current_positions_from_observation :], physics.qvel.clip(-10.0, 10.0)
 
     def outcome(self, xp: ModuleType, physics: SimpleNamespace, moved: Array) -> tuple[Array, Array | None]:
-        qpos = physics.qpos
-        healthy = within(qpos[:, 1], self.healthy_z_range) & within(qpos[:, 2], self.healthy_angle_range)
+        z, angle = per_row(physics.qpos, 1), per_row(physics.qpos, 2)
+        healthy = within(z, self.healthy_z_range) & within(angle, self.healthy_angle_range)
         return _walking(self, moved, healthy, self.ctrl_cost_weight * squared(xp, physics.ctrl))
 
 
@@ -167,7 +169,7 @@ class Ant(GymnasiumTask):
 
     def outcome(self, xp: ModuleType, physics: SimpleNamespace, moved: Array) -> tuple[Array, Array | None]:
         low, high = self.healthy_z_range
-        z = physics.qpos[:, 2]
+        z = per_row(physics.qpos, 2)
         contact = squared(xp, flat(physics.cfrc_ext).clip(*self.contact_force_range))
         cost = self.ctrl_cost_weight * squared(xp, physics.ctrl) + self.contact_cost_weight * contact
         return _walking(self, moved, (low <= z) & (z <= high), cost)
@@ -205,15 +207,15 @@ class Humanoid(GymnasiumTask):
         return self._uniform_start(self.reset_noise_scale, random, default)
 
     def progress(self, xp: ModuleType, physics: SimpleNamespace) -> Array:
-        return (physics.xipos[:, :, 0] @ physics.body_mass) / self._total_mass
+        return xp.linalg.vecdot(physics.xipos[:, :, 0], physics.body_mass) / self._total_mass
 
     def observe(self, xp: ModuleType, physics: SimpleNamespace) -> tuple[Array, ...]:
         return _humanoid_observation(self, physics)
 
     def outcome(self, xp: ModuleType, physics: SimpleNamespace, moved: Array) -> tuple[Array, Array | None]:
         contact = self.contact_cost_weight * squared(xp, flat(physics.cfrc_ext))
-        cost = self.ctrl_cost_weight * squared(xp, physics.ctrl) + contact.clip(*self.contact_cost_range)
-        return _walking(self, moved, within(physics.qpos[:, 2], self.healthy_z_range), cost)
+        cost = self.ctrl_cost_weight * squared(xp, physics.ctrl) + clipped(contact, self.contact_cost_range)
+        return _walking(self, moved, within(per_row(physics.qpos, 2), self.healthy_z_range), cost)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,8 +245,8 @@ class HumanoidStandup(GymnasiumTask):
 
     def outcome(self, xp: ModuleType, physics: SimpleNamespace, moved: Array) -> tuple[Array, Array | None]:
         impact = self.impact_cost_weight * squared(xp, flat(physics.cfrc_ext))
-        cost = self.ctrl_cost_weight * squared(xp, physics.ctrl) + impact.clip(*self.impact_cost_range)
-        return physics.qpos[:, 2] * (1.0 / self.timestep) - cost + 1.0, None
+        cost = self.ctrl_cost_weight * squared(xp, physics.ctrl) + clipped(impact, self.impact_cost_range)
+        return per_row(physics.qpos, 2) * (1.0 / self.timestep) - cost + 1.0, None
 
 
 def _humanoid_observation(task: Humanoid | HumanoidStandup, physics: SimpleNamespace) -> tuple[Array, ...]:
@@ -262,10 +264,10 @@ def _humanoid_observation(task: Humanoid | HumanoidStandup, physics: SimpleNames
 
 
 def _forward(task: HalfCheetah | Swimmer | Hopper | Walker2d | Ant | Humanoid, moved: Array) -> Array:
-    return moved * (task.forward_reward_weight / task.dt)
+    return per_row(moved) * (task.forward_reward_weight / task.dt)
 
 
 def _walking(task: Hopper | Walker2d | Ant | Humanoid, moved: Array, healthy: Array, cost: Array) -> tuple[Array, Any]:
     """Speed and health are paid, effort costs, and an unhealthy robot ends the episode. All [N]."""
     reward = _forward(task, moved) + healthy * task.healthy_reward - cost
-    return reward, ~healthy if task.terminate_when_unhealthy else None
+    return reward, negated(healthy) if task.terminate_when_unhealthy else None

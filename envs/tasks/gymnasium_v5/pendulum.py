@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
 
-from envs.tasks.gymnasium_v5.task import GymnasiumTask
+from envs.tasks.gymnasium_v5.task import GymnasiumTask, negated
 from envs.tasks.settings import Count, Scale
-from envs.tasks.task import Array
+from envs.tasks.task import Array, per_row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +26,8 @@ class InvertedPendulum(GymnasiumTask):
         return physics.qpos, physics.qvel
 
     def outcome(self, xp: ModuleType, physics: SimpleNamespace, moved: Array) -> tuple[Array, Array | None]:
-        upright = abs(physics.qpos[:, 1]) <= 0.2
-        return upright * 1.0, ~upright
+        fallen = abs(per_row(physics.qpos, 1)) > 0.2
+        return negated(fallen) * 1.0, fallen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +55,9 @@ class InvertedDoublePendulum(GymnasiumTask):
         return cart, xp.sin(angles), xp.cos(angles), physics.qvel.clip(-10.0, 10.0), rail
 
     def outcome(self, xp: ModuleType, physics: SimpleNamespace, moved: Array) -> tuple[Array, Array | None]:
-        x, z = physics.site_xpos[:, 0, 0], physics.site_xpos[:, 0, 2]
-        lower, upper = physics.qvel[:, 1], physics.qvel[:, 2]
-        above, below_top = z > 1.0, z - 2.0
-        penalty = 0.01 * (x * x) + below_top * below_top + 1e-3 * (lower * lower) + 5e-3 * (upper * upper)
-        return above * self.healthy_reward - penalty, ~above
+        x, z = per_row(physics.site_xpos, 0, 0), per_row(physics.site_xpos, 0, 2)
+        lower, upper = per_row(physics.qvel, 1), per_row(physics.qvel, 2)
+        fallen = z <= 1.0
+        distance_penalty = 0.01 * x * x + (z - 2.0) * (z - 2.0)
+        velocity_penalty = 1e-3 * lower * lower + 5e-3 * upper * upper
+        return negated(fallen) * self.healthy_reward - distance_penalty - velocity_penalty, fallen
