@@ -146,7 +146,7 @@ class MujocoBatch:
         return self._simulate()
 
     def _set_action(self, action: Tensor) -> None:
-        if action.device.type != self.device.type:
+        if action.is_cpu != self._on_host:
             raise ValueError(f"action must be on {self.device}, it is on {action.device}")
         # On the host `force` would cost a fifth more.
         values = action.numpy(force=True) if action.requires_grad or not self._on_host else action.numpy()
@@ -245,8 +245,9 @@ class MujocoBatch:
         for row in self._pending.keys() & set(rows.tolist()) if self._pending else ():
             self._apply_pending(row)
         self._task.begin(self._simulations, self._physics, rows, self._generators)
-        self._returns[rows] = 0.0
-        self._started[rows] = self._time
+        for row in rows.tolist():  # an index array takes ten times as long for one row
+            self._returns[row] = 0.0
+            self._started[row] = self._time
         earliest = self._started[self._started.argmin()]  # min() takes five times as long for one row
         self._next_truncation = int(earliest) + self._task.horizon
 

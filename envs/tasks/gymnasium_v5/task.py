@@ -92,7 +92,7 @@ class GymnasiumTask:
         self, simulations: Simulations, physics: SimpleNamespace, rows: np.ndarray, generators: list[Any]
     ) -> None:
         simulations.reset(rows)
-        for row in rows:
+        for row in rows.tolist():
             for name, values in self.start(np, generators[row], self._default).items():
                 getattr(physics, name)[row] = values
         simulations.forward(rows)
