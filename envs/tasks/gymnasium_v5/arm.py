@@ -35,7 +35,9 @@ class Reacher(GymnasiumTask):
 
     def start(self, xp: ModuleType, random: Any, default: SimpleNamespace) -> dict[str, Array]:
         qpos = default.qpos + random.uniform(-0.1, 0.1, self.model.nq)
-        qpos[..., -2:] = _first_accepted(random, (-0.2, -0.2), (0.2, 0.2), lambda goal: norm(xp, goal) < 0.2)
+        qpos[..., -2:] = _first_accepted(
+            random, lambda count: random.uniform(-0.2, 0.2, 2 * count), lambda goal: norm(xp, goal) < 0.2
+        )
         qvel = random.uniform(-0.005, 0.005, self.model.nv)
         qvel[..., -2:] = 0.0
         return {"qpos": qpos, "qvel": qvel}
@@ -71,7 +73,11 @@ class Pusher(GymnasiumTask):
         return self._body("tips_arm"), self._body("object"), self._body("goal")
 
     def start(self, xp: ModuleType, random: Any, default: SimpleNamespace) -> dict[str, Array]:
-        cylinder = _first_accepted(random, (-0.3, -0.2), (0.0, 0.2), lambda place: norm(xp, place) > 0.17)
+        cylinder = _first_accepted(
+            random,
+            lambda count: random.uniform((-0.3, -0.2) * count, (0.0, 0.2) * count, 2 * count),
+            lambda place: norm(xp, place) > 0.17,
+        )
         qpos = copies(default.qpos, cylinder.shape[:-1])
         qpos[..., -4:-2] = cylinder
         qpos[..., -2:] = 0.0  # the goal
@@ -91,20 +97,18 @@ class Pusher(GymnasiumTask):
         return -self.reward_dist_weight * distance - control - self.reward_near_weight * near, None
 
 
-def _first_accepted(
-    random: Any, low: tuple[float, ...], high: tuple[float, ...], accepts: Callable[[Array], Array]
-) -> Array:
-    """[..., k] uniform from [low, high) on the condition that `accepts`, a function [..., k] -> [...] bool, holds.
+def _first_accepted(random: Any, draw: Callable[[int], Array], accepts: Callable[[Array], Array]) -> Array:
+    """[..., 2], the first point that is accepted.
 
-    A generator of one row draws until that, as the reference. A source of all rows draws `CANDIDATES` a row at once,
+    draw: gives that many points, [..., 2 * count]. accepts: [..., 2] -> [...] bool.
+    A generator of one row draws one by one, as the reference. A source of all rows draws `CANDIDATES` a row at once,
     because a GPU would have to report to the host whether a row still waits; a row that accepts none gets zeros.
     """
     if isinstance(random, np.random.Generator):
-        while not accepts(point := random.uniform(low, high, len(low))):
+        while not accepts(point := draw(1)):
             pass
         return point
-    drawn = random.uniform(low * CANDIDATES, high * CANDIDATES, len(low) * CANDIDATES)
-    points = drawn.reshape(-1, CANDIDATES, len(low))
+    points = draw(CANDIDATES).reshape(-1, CANDIDATES, 2)
     accepted = accepts(points)
     first = accepted & (accepted.cumsum(1) == 1)
     return (points * first[..., None]).sum(1)

@@ -127,11 +127,11 @@ class GymnasiumTask:
             raise ValueError(f"{self._path} has no body {name_or_id!r}") from None
 
 
-# These take arrays [N, ...] and also the numbers that `per_row` makes of one row.
+# What follows takes arrays [N, ...] as well as the numbers that stand for one row (`per_row`).
 
 
 def squared(xp: ModuleType, x: Array) -> Array:
-    """Sum of squares over the last axis, [N, k] -> [N]."""
+    """Sum of squares over the last axis: [N, k] -> [N]."""
     if not isinstance(x, np.ndarray):
         return xp.linalg.vecdot(x, x)
     if len(x) == 1:
@@ -140,7 +140,7 @@ def squared(xp: ModuleType, x: Array) -> Array:
 
 
 def norm(xp: ModuleType, x: Array) -> Array:
-    """Euclidean norm over the last axis, [N, k] -> [N]."""
+    """Euclidean norm over the last axis: [N, k] -> [N]."""
     square = squared(xp, x)
     return math.sqrt(square) if isinstance(square, float) else xp.sqrt(square)
 
