@@ -74,6 +74,9 @@ class GymnasiumTask:
             return {"qpos": qpos, "qvel": scale * random.standard_normal(model.nv)}
         return {"qpos": qpos, "qvel": random.uniform(-scale, scale, model.nv)}
 
+    def build(self, physics: SimpleNamespace, generators: list[Any]) -> None:
+        pass
+
     def begin(
         self, simulations: Simulations, physics: SimpleNamespace, rows: np.ndarray, generators: list[Any]
     ) -> None:
