@@ -143,9 +143,9 @@ class Simulations:
         self._template = mujoco.MjData(model)
         number = np.dtype(np.float64)
         self.state = _array(self._library.mjb_state(handle), (num_envs, self._library.mjb_nstate(handle)), number)
-        warnings = int(mujoco.mjtWarning.mjNWARNING)
+        kinds = int(mujoco.mjtWarning.mjNWARNING)
         address = self._library.mjb_warning(handle)
-        self._warnings = _array(address, (num_envs, warnings, 2), np.dtype(np.int32))  # last info, count
+        self._warnings = _array(address, (num_envs, kinds, 2), np.dtype(np.int32))  # last info, count
         self._status = _array(self._library.mjb_status(handle), (num_envs,), np.dtype(np.int32))
         self._no_warnings = self._warnings.tobytes()
         self._step = self._library.mjb_step

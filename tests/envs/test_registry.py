@@ -18,7 +18,7 @@ from envs import registry
     [
         ("mujoco/HalfCheetah-v5", "mujoco.batch"),
         ("dmc/walker-walk", "mujoco.batch"),
-        ("dmc/fish-swim", "gymnasium"),
+        ("dmc/fish-swim", "mujoco.batch"),
         ("mujoco/Reacher-v5", "gymnasium"),
         ("atari/Pong", "ale"),
         ("gym/CartPole-v1", "gymnasium"),

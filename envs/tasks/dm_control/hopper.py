@@ -16,7 +16,7 @@ from envs.tasks.tolerance import tolerance
 class Hopper(ControlTask):
     """Stand, or hop at 2 m/s. Observation 15, actions 4.
 
-    Quirk: an episode begins at any angle and in any pose, also half in the ground.
+    Quirk: an episode begins at any angle and in any pose, also with a part in the floor.
     """
 
     file: ClassVar[str] = "hopper.xml"

@@ -64,8 +64,7 @@ class QuadrupedMove(ControlTask):
 class QuadrupedFetch(ControlTask):
     """Push a ball, which falls anywhere in a pen, to the middle. Observation 90, actions 12.
 
-    An episode begins upright, at any azimuth and place. Quirk: the height at which the robot touches nothing is found
-    while the ball is in the middle.
+    An episode begins upright, at any azimuth and place, just above the floor.
     """
 
     file: ClassVar[str] = "quadruped.xml"
