@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
+from functools import reduce
 from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
 
@@ -54,16 +56,21 @@ class Cartpole(ControlTask):
         return {"qpos": qpos, "qvel": 0.01 * random.standard_normal(1 + n)}
 
     def observe(self, xp: ModuleType, physics: SimpleNamespace) -> tuple[Array, ...]:
-        poles = physics.xmat[:, 2:]
-        angles = [poles[:, i, z : z + 1] for i in range(self.num_poles) for z in (ZZ, XZ)]
+        poles = range(2, 2 + self.num_poles)
+        angles = [physics.xmat[:, pole, entry : entry + 1] for pole in poles for entry in (ZZ, XZ)]
         return physics.qpos[:, :1], *angles, physics.qvel
 
     def outcome(self, xp: ModuleType, physics: SimpleNamespace, moved: Array) -> tuple[Array, Array | None]:
-        position, cosines = physics.qpos[:, 0], physics.xmat[:, 2:, ZZ]
+        position = physics.qpos[:, 0]
+        cosines = [physics.xmat[:, 2 + i, ZZ] for i in range(self.num_poles)]
         if self.sparse:
-            return tolerance(xp, position, -0.25, 0.25) * tolerance(xp, cosines, 0.995, 1.0).prod(1), None
-        upright = (cosines + 1.0) / 2.0
+            inside = tolerance(xp, position, -0.25, 0.25)
+            for cosine in cosines:
+                inside = inside * tolerance(xp, cosine, 0.995, 1.0)
+            return inside, None
+        upright = (reduce(operator.add, cosines) + self.num_poles) / (2.0 * self.num_poles)  # their mean
         centred = (1.0 + tolerance(xp, position, margin=2.0)) / 2.0
         calm = (4.0 + tolerance(xp, physics.ctrl[:, 0], margin=1.0, shape="quadratic", value_at_margin=0.0)) / 5.0
-        slow = (1.0 + xp.amin(tolerance(xp, physics.qvel[:, 1:], margin=5.0), 1)) / 2.0
-        return upright.mean(1) * calm * slow * centred, None
+        speeds = [tolerance(xp, physics.qvel[:, 1 + i], margin=5.0) for i in range(self.num_poles)]
+        slow = (1.0 + reduce(xp.minimum, speeds)) / 2.0
+        return upright * calm * slow * centred, None

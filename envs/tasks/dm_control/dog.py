@@ -143,7 +143,7 @@ class DogFetch(ControlTask):
 
 
 def _standing(task: ControlTask) -> tuple[float, float, float]:
-    """Heights in metres above which torso and pelvis stand, and the weight in newtons."""
+    """Heights in metres above which torso and pelvis stand, and the weight in newtons, of the unchanged model."""
     model, bodies = task.model, task.bodies
     torso, pelvis = 0.9 * task.default_pose().xpos[[bodies["torso"], bodies["pelvis"]], 2]
     return float(torso), float(pelvis), float(-model.opt.gravity[2] * model.body_subtreemass[bodies["torso"]])
