@@ -3,8 +3,9 @@
 All tasks of the suite but quadruped-escape, one module a domain. That one draws a terrain for each episode; the engine
 can give every simulation its own values of many model fields, but height fields are not among them, so that it stays
 with the fallback. Equal to dm_control, observations bit for bit, given the same seeds and actions
-(tests/envs/test_mujoco_dm_control.py). Observations are the reference's entries, flattened in their order. Only the linear-quadratic regulator terminates; every other episode is truncated. The models are the reference's files,
-edited here as it edits them: its own functions are in a package that starts OpenGL when it is imported.
+(tests/envs/test_mujoco_dm_control.py). Observations are the reference's entries, flattened in their order. Only the
+linear-quadratic regulator terminates; every other episode is truncated. The models are the reference's files, edited
+here as it edits them: its own functions are in a package that starts OpenGL when it is imported.
 Quirks kept: derived fields are up to date in position and velocity after a step, but forces and touch lag by one
 simulator step; an episode begins with two forward passes without actuation, which leave the solver's warm start.
 """
