@@ -1,6 +1,9 @@
 """The native dm_control tasks are dm_control's, bit for bit."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -123,6 +126,21 @@ def test_edited_models_are_those_of_the_reference(env_id):
     for name, values in numbers(expected).items():
         if name not in may_differ:
             np.testing.assert_array_equal(getattr(model, name), values, err_msg=name)
+
+
+MODELS = """
+import sys
+from envs.mujoco_batch import make_task
+for name in ("cartpole-three_poles", "lqr-lqr_2_1", "manipulator-insert_peg", "quadruped-walk", "swimmer-swimmer6"):
+    make_task(f"dmc/{name}").model
+print([name for name in ("dm_control", "OpenGL", "lxml") if name in sys.modules])
+"""
+
+
+def test_models_are_built_without_starting_opengl():
+    root = Path(__file__).parents[2]
+    ended = subprocess.run([sys.executable, "-c", MODELS], cwd=root, capture_output=True, text=True, check=True)
+    assert ended.stdout == "[]\n"
 
 
 # --- rewards
