@@ -28,6 +28,7 @@ from envs.tasks import dm_control, gymnasium_v5
 from envs.tasks.task import Task
 
 _BOUNDS_CHECKED_EVERY = 256  # steps; looking costs as much as a tenth of a cheap step of one row
+NEVER = 1 << 60  # the horizon, in steps, of a task without time limit
 
 
 def known_ids() -> list[str]:
@@ -86,11 +87,13 @@ class MujocoBatch:
         self._ctrl = self._physics.ctrl
         self._pending: dict[int, dict[str, np.ndarray]] = {}  # model fields of a row from its next episode on
         self._generators = [task.generator(seed) for seed in seeds]
+        task.build(self._physics, self._generators)
         self._progress: np.ndarray | None = None
         self._returns = np.zeros(num_envs)
         self._time = 0  # steps since this object was made or loaded
         self._started = np.zeros(num_envs, np.int64)  # `_time` at the start of each row's episode
-        self._next_truncation = task.horizon
+        self._horizon = NEVER if task.horizon is None else task.horizon
+        self._next_truncation = self._horizon
         self._sent = False
         self._ready = False
         self.diverged_episodes = 0
@@ -206,7 +209,7 @@ class MujocoBatch:
 
     def _end_episodes(self, slot: _Slot, terminated: np.ndarray | None, diverged: np.ndarray | None) -> Step:
         lengths = self._time - self._started
-        np.greater_equal(lengths, self._task.horizon, out=slot.truncated)
+        np.greater_equal(lengths, self._horizon, out=slot.truncated)
         slot.terminated[...] = False if terminated is None else terminated
         if diverged is not None:
             slot.terminated[diverged], slot.truncated[diverged] = False, True
@@ -249,7 +252,7 @@ class MujocoBatch:
             self._returns[row] = 0.0
             self._started[row] = self._time
         earliest = self._started[self._started.argmin()]  # min() takes five times as long for one row
-        self._next_truncation = int(earliest) + self._task.horizon
+        self._next_truncation = int(earliest) + self._horizon
 
     def _claim_slot(self) -> _Slot:
         """The buffers of two steps ago, which may be written again."""
@@ -336,7 +339,7 @@ class MujocoBatch:
         self._returns[...] = state["episode_return"].numpy()
         self._time = 0
         self._started[...] = -state["episode_length"].numpy()
-        self._next_truncation = int(self._started.min()) + self._task.horizon
+        self._next_truncation = int(self._started.min()) + self._horizon
         for generator, saved_generator in zip(self._generators, state["generators"], strict=True):
             self._task.set_generator_state(generator, saved_generator)
         self._slots[self._slot].obs[...] = state["obs"].numpy()

@@ -12,7 +12,9 @@ from __future__ import annotations
 import copy
 import ctypes
 import functools
+import warnings
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,8 @@ choose_platform()
 Model = Any  # mujoco.MjModel; the package carries no types
 Data = Any  # mujoco.MjData
 
-STAGE_NONE, STAGE_VELOCITY, STAGE_ACCELERATION = 0, 2, 3  # mjtStage
-STATE_FIELDS = ("time", "qpos", "qvel", "ctrl")  # those the tasks use; each is a bit of mjtState
+STAGE_NONE, STAGE_POSITION, STAGE_VELOCITY, STAGE_ACCELERATION = 0, 1, 2, 3  # mjtStage
+STATE_FIELDS = ("time", "qpos", "qvel", "act", "ctrl")  # those the tasks use; each is a bit of mjtState
 
 Pointer = ctypes.c_void_p
 
@@ -79,17 +81,23 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def load_model(path: str) -> Model:
-    """Compile a model file of an installed package. Warnings are raised by `Simulations`, so none goes to a log file.
+def load_model(path: str, edit: Callable[[Any], None] | None = None) -> Model:
+    """Compile a model file of an installed package, which `edit` may change as a mujoco.MjSpec before.
 
-    Nor does the console show what the compiler says of outdated attributes, which concerns the package's authors.
+    Warnings are raised by `Simulations`, so none goes to a log file. Nor is shown what the compiler says of outdated
+    attributes, which concerns the package's authors.
     """
     library = _library()
     config = library.mju_getLogConfig()
     shown, config.to_console, config.to_file = config.to_console, False, False
     library.mju_setLogConfig(config)
     try:
-        return engine().MjModel.from_xml_path(path)
+        spec = engine().MjSpec.from_file(path)
+        if edit is not None:
+            edit(spec)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return spec.compile()
     finally:
         config.to_console = shown
         library.mju_setLogConfig(config)
@@ -135,9 +143,9 @@ class Simulations:
         self._template = mujoco.MjData(model)
         number = np.dtype(np.float64)
         self.state = _array(self._library.mjb_state(handle), (num_envs, self._library.mjb_nstate(handle)), number)
-        warnings = int(mujoco.mjtWarning.mjNWARNING)
+        kinds = int(mujoco.mjtWarning.mjNWARNING)
         address = self._library.mjb_warning(handle)
-        self._warnings = _array(address, (num_envs, warnings, 2), np.dtype(np.int32))  # last info, count
+        self._warnings = _array(address, (num_envs, kinds, 2), np.dtype(np.int32))  # last info, count
         self._status = _array(self._library.mjb_status(handle), (num_envs,), np.dtype(np.int32))
         self._no_warnings = self._warnings.tobytes()
         self._step = self._library.mjb_step

@@ -35,6 +35,10 @@ class Random(Protocol):
         """[..., size]."""
         ...
 
+    def randint(self, high: int, size: int) -> Array:
+        """[..., size] integers from 0 to high - 1."""
+        ...
+
 
 class Task(Protocol):
     """Two families fulfil it: `gymnasium_v5.GymnasiumTask` and `dm_control.ControlTask`."""
@@ -42,7 +46,7 @@ class Task(Protocol):
     package: ClassVar[str]  # the distribution whose version decides the trajectories, beside mujoco
     fields: ClassVar[tuple[str, ...]]  # derived MjData fields that the methods read
     constants: ClassVar[tuple[str, ...]]  # MjModel fields that the methods read, without the axis N
-    expanded: ClassVar[tuple[str, ...]]  # MjModel fields that `begin` sets for each row
+    expanded: ClassVar[tuple[str, ...]]  # MjModel fields that `build` or `begin` sets for each row
     stage: ClassVar[int]  # how far derived fields are brought up to date after a step
     contact_forces: ClassVar[bool]  # whether cfrc_ext is computed after a step
 
@@ -60,8 +64,8 @@ class Task(Protocol):
         ...
 
     @property
-    def horizon(self) -> int:
-        """Actions until truncation."""
+    def horizon(self) -> int | None:
+        """Actions until truncation; None where there is no limit."""
         ...
 
     def progress(self, xp: ModuleType, physics: SimpleNamespace) -> Array | None:
@@ -95,6 +99,10 @@ class Task(Protocol):
         random: a `Random`. default: `qpos` [nq] and the fields in `expanded` as the model has them, without axis N.
         Arrays of the fields' shapes, behind the axes [...] of the draws. Draws in the order of the reference.
         """
+        ...
+
+    def build(self, physics: SimpleNamespace, generators: list[Any]) -> None:
+        """Set the fields in `expanded` that the reference draws once, when it makes an environment; all rows."""
         ...
 
     def begin(

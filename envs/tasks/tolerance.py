@@ -21,7 +21,21 @@ def _quadratic(xp: ModuleType, distance: Array, value: float) -> Array:
     return xp.clip(1.0 - xp.square(distance * math.sqrt(1.0 - value)), 0.0, 1.0)
 
 
-_SHAPES = {"gaussian": _gaussian, "linear": _linear, "quadratic": _quadratic}
+def _long_tail(xp: ModuleType, distance: Array, value: float) -> Array:
+    return 1.0 / (xp.square(distance * math.sqrt(1.0 / value - 1.0)) + 1.0)
+
+
+def _reciprocal(xp: ModuleType, distance: Array, value: float) -> Array:
+    return 1.0 / (distance * (1.0 / value - 1.0) + 1.0)
+
+
+_SHAPES = {
+    "gaussian": _gaussian,
+    "linear": _linear,
+    "quadratic": _quadratic,
+    "long_tail": _long_tail,
+    "reciprocal": _reciprocal,
+}
 
 
 def tolerance(
@@ -36,7 +50,7 @@ def tolerance(
     """1 where lower <= x <= upper, falling with the distance to the interval; elementwise, same shape as x.
 
     margin: distance at which the value is `value_at_margin`; 0 gives a hard indicator.
-    shape: "gaussian", "linear" or "quadratic"; the latter two reach 0 and stay there.
+    shape: "gaussian", "long_tail", "reciprocal", or "linear" and "quadratic", which reach 0 and stay there.
     """
     outside = xp.clip(xp.maximum(lower - x, x - upper), 0.0, None)
     if margin == 0.0:

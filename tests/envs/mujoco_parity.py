@@ -38,11 +38,11 @@ class GymnasiumReference:
 
 
 class ControlReference:
-    def __init__(self, env_id: str, seed: int):
+    def __init__(self, env_id: str, seed: int, **settings: Any):
         from dm_control import suite
 
         domain, task = env_id.removeprefix("dmc/").split("-", 1)
-        self.env = suite.load(domain, task, task_kwargs={"random": np.random.RandomState(seed)})
+        self.env = suite.load(domain, task, task_kwargs={"random": np.random.RandomState(seed), **settings})
 
     @staticmethod
     def _flat(observation: dict[str, Any]) -> np.ndarray:
@@ -53,7 +53,8 @@ class ControlReference:
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool]:
         step = self.env.step(action)
-        return self._flat(step.observation), step.reward, step.last() and step.discount == 0.0, step.last()
+        terminated = step.last() and step.discount == 0.0
+        return self._flat(step.observation), step.reward, terminated, step.last() and not terminated
 
 
 @dataclass

@@ -8,6 +8,7 @@ import torch
 from counter_env import SCRIPT
 
 import envs
+from envs import gymnasium_vector
 from envs.runner import Runner, Step
 
 COUNTER = "gym/counter_env:neoteny/Counter-v0"
@@ -145,10 +146,14 @@ def test_resuming_an_environment_that_remembers_earlier_episodes_is_refused():
         ("mujoco/HalfCheetah-v5", 3, 60, {"max_episode_steps": 20}, 9),
         ("mujoco/Hopper-v5", 3, 150, {}, 9),
         ("dmc/cartpole-swingup", 2, 1050, {}, 2),
-        ("dmc/fish-upright", 1, 60, {"max_episode_steps": 20}, 3),
+        ("dmc/fish-upright", 1, 60, {"time_limit": 0.8}, 3),
         ("atari/Breakout", 3, 400, {"clip_rewards": False}, 3),
         ("atari/Pong", 2, 60, {"clip_rewards": False, "max_frames": 98}, 4),
     ],
 )
 def test_backends_keep_the_contract(env_id, num_envs, steps, settings, least_ended):
     assert check_contract(envs.make(env_id, num_envs, 0, threads=1, **settings), steps) >= least_ended
+
+
+def test_dm_control_through_the_fallback_keeps_the_contract():
+    assert check_contract(gymnasium_vector.make("dmc/fish-upright", 1, 0, "cpu", max_episode_steps=20), 60) >= 3

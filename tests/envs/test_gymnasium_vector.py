@@ -220,7 +220,7 @@ def test_actions_without_bounds_are_refused():
     with pytest.raises(ValueError, match="finite bounds"):
         actions("gym/X", Box(-np.inf, np.inf, (2,), np.float32), 1)
     with pytest.raises(ValueError, match="dmc/lqr-lqr_2_1 takes actions in a Box without finite bounds"):
-        envs.make("dmc/lqr-lqr_2_1")
+        gymnasium_vector.make("dmc/lqr-lqr_2_1", 1, 0, "cpu")
 
 
 def test_a_setting_that_does_not_exist_names_those_that_do():
@@ -229,7 +229,7 @@ def test_a_setting_that_does_not_exist_names_those_that_do():
     with pytest.raises(ValueError, match=r"has no setting 'foo'; it accepts .*ctrl_cost_weight"):
         envs.make("gym/Hopper-v5", foo=2)
     with pytest.raises(ValueError, match="dmc/fish-upright has no setting 'foo'"):
-        envs.make("dmc/fish-upright", foo=2)
+        gymnasium_vector.make("dmc/fish-upright", 1, 0, "cpu", foo=2)
 
 
 def test_a_setting_reaches_the_environment():
@@ -244,8 +244,8 @@ def test_the_step_limit_truncates():
     assert runner.spec.horizon == 3
     assert envs.make("gym/Pendulum-v1").spec.horizon == 200
     assert envs.make("gym/CartPole-v0").spec.horizon == 200  # an older version, named explicitly
-    assert envs.make("dmc/fish-upright", max_episode_steps=3).spec.horizon == 3
-    assert envs.make("dmc/fish-upright").spec.horizon == 1000
+    assert gymnasium_vector.make("dmc/fish-upright", 1, 0, "cpu", max_episode_steps=3).spec.horizon == 3
+    assert gymnasium_vector.make("dmc/fish-upright", 1, 0, "cpu").spec.horizon == 1000
     runner.reset()
     ends = [runner.step(torch.zeros(1, 1)) for _ in range(3)][-1]
     assert (bool(ends.truncated), bool(ends.terminated)) == (True, False)
@@ -358,7 +358,7 @@ def test_on_a_gpu_the_same_as_on_the_cpu():
 @pytest.mark.parametrize(
     "start",
     [
-        "envs.make('dmc/acrobot-swingup').reset()",
+        "from envs import gymnasium_vector; gymnasium_vector.make('dmc/acrobot-swingup', 1, 0, 'cpu').reset()",
         "runner = envs.make('mujoco/HalfCheetah-v5'); runner.reset(); runner.render(0, 64, 64); runner.close()",
     ],
 )

@@ -18,7 +18,8 @@ from envs import registry
     [
         ("mujoco/HalfCheetah-v5", "mujoco.batch"),
         ("dmc/walker-walk", "mujoco.batch"),
-        ("dmc/fish-swim", "gymnasium"),
+        ("dmc/fish-swim", "mujoco.batch"),
+        ("dmc/quadruped-escape", "gymnasium"),
         ("mujoco/Reacher-v5", "mujoco.batch"),
         ("atari/Pong", "ale"),
         ("gym/CartPole-v1", "gymnasium"),

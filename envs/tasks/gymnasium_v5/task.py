@@ -88,6 +88,9 @@ class GymnasiumTask:
     def set_generator_state(self, generator: np.random.Generator, state: dict[str, Any]) -> None:
         generator.bit_generator.state = state
 
+    def build(self, physics: SimpleNamespace, generators: list[Any]) -> None:
+        pass
+
     def begin(
         self, simulations: Simulations, physics: SimpleNamespace, rows: np.ndarray, generators: list[Any]
     ) -> None:
