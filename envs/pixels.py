@@ -139,8 +139,9 @@ class PixelRunner:
         """Hand over actions [N, A]; `recv` simulates and draws. Raises ValueError as `MujocoBatch.step`."""
         if action.device.type != self.device.type:
             raise ValueError(f"action must be on {self.device}, it is on {action.device}")
-        self._action = action.detach().to("cpu", copy=self._repeat > 1)
-        self._states.send(self._action)
+        values = action.detach().to("cpu", copy=self._repeat > 1)
+        self._states.send(values)
+        self._action = values
 
     def recv(self) -> Step:
         """The outcome of the actions sent."""

@@ -264,6 +264,32 @@ def test_repeated_actions_sum_rewards_and_show_the_last_frame(opengl):
     single.close()
 
 
+@pytest.mark.parametrize("repeat", [1, 2])
+def test_a_simulation_that_diverges_shows_its_last_good_picture(repeat, opengl):
+    runner, healthy = (pixels("dmc/walker-walk", 3, action_repeat=repeat, **SMALL) for _ in range(2))
+    actions = torch.zeros(3, runner.action_spec.size)
+    for each in (runner, healthy):
+        each.reset()
+        last = each.step(actions).obs.clone()
+    state = runner.state_dict()
+    state["simulation"][2, 4] = float("nan")
+    runner.load_state_dict(state)
+    with pytest.warns(RuntimeWarning, match="the episode is truncated"):
+        step = runner.step(actions)
+    assert step.truncated.tolist() == step.episode_ended.tolist() == [False, False, True]
+    assert step.episode_length.tolist() == [0, 0, 2]
+    assert runner.diverged_episodes == 1
+    assert torch.equal(step.final_obs[2], last[2])
+    assert not step.obs[2, :6].any()
+    if repeat == 1:
+        assert torch.equal(step.final_obs[:2], healthy.step(actions).final_obs[:2])
+    else:  # the action is cut short in all rows: the next one makes up for it
+        assert torch.equal(step.final_obs[:2, :6], healthy.step(actions).final_obs[:2, :6])
+        assert (step.reward[:2] < healthy.step(actions).reward[:2]).all()
+    runner.close()
+    healthy.close()
+
+
 RESUME = """
 import sys, torch, envs
 state, actions, out = sys.argv[1:]
