@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -165,6 +165,10 @@ class PixelRunner:
             memory.final_obs[~ended] = memory.obs[~ended]
         self._written = memory
         return memory.publish(any_ended)
+
+    def change_model(self, factors: Mapping[str, float], rows: Sequence[int] | None = None, now: bool = False) -> None:
+        """See `MujocoBatch.change_model`."""
+        self._states.change_model(factors, rows, now)
 
     def _simulate(self, memory: StepMemory, before: StepMemory | None) -> Step:
         """Simulate the actions sent. Writes the rewards, and what rows showed last whose episode ends."""
