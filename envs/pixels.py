@@ -49,7 +49,7 @@ def make(
     frame_stack: frames in an observation.
     camera: name or number of a camera of the model; None: 0 for dm_control, "track" for Gymnasium's robots.
     render_profile: "reference", or "fast": no multisampling, shadows or reflections, rounder shapes with half the
-    facets; 15 to 30 times faster in software, and not the pictures of published results.
+    facets; 30 to 40 times faster in software, and not the pictures of published results.
     action_repeat: control steps of dm_control for each action; their rewards are summed, only the last is drawn. The
     end of an episode cuts the action short.
     task_args: `row_seeds` and the fields of the task's class.
