@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import importlib.util
 import math
 import os
 import subprocess
@@ -557,7 +558,7 @@ warnings.simplefilter("always")
 import envs
 with warnings.catch_warnings(record=True) as caught:
     runner = envs.make("dmc/cartpole-balance", obs="pixels", image_size=16)
-print(runner.reset().shape, [str(warning.message) for warning in caught if warning.category is RuntimeWarning])
+print(runner.reset().shape, runner.spec.versions["opengl"], [str(warning.message) for warning in caught if warning.category is RuntimeWarning])
 """
 
 
@@ -567,3 +568,5 @@ def test_a_driver_that_dm_control_has_loaded_does_not_kill_us(opengl):
     out, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert "[1, 9, 16, 16]" in out
+    if "LLVM" in out and importlib.util.find_spec("triton") is not None:
+        assert "load_compiler_first() before importing dm_control" in out
