@@ -10,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
+from numbers import Integral, Real
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -20,9 +21,9 @@ import torch
 from torch import Tensor
 
 from envs.cores import available_cores
-from envs.graphics import load_compiler_first
+from envs.drawing import Drawing, View
 from envs.model_changes import changed_fields
-from envs.mujoco_simulation import STAGE_NONE, SimulationDiverged, Simulations, engine
+from envs.mujoco_simulation import STAGE_NONE, SimulationDiverged, Simulations
 from envs.runner import ContinuousActionSpec, ObservationSpec, RunnerSpec, Step, row_seeds
 from envs.tasks import dm_control, gymnasium_v5
 from envs.tasks.task import Task
@@ -36,13 +37,22 @@ def known_ids() -> list[str]:
     return [*gymnasium_v5.TASKS, *dm_control.TASKS]
 
 
+# What `envs.pixels` has beside the settings of the task.
+PIXEL_SETTINGS = ("image_size", "frame_stack", "camera", "render_profile", "action_repeat")
+
+
 def make(env_id: str, num_envs: int, seed: int, device: torch.device, threads: int, **task_args: Any) -> MujocoBatch:
     """Build N environments of one id. See `envs.make`.
 
     task_args: `row_seeds` (one integer a row, instead of those derived from `seed`), `dtype` (torch.float32, or
     torch.float64 for exact comparisons; of observations, rewards and returns), and the fields of the task's class.
-    Raises ValueError for a setting that the task does not have.
+    `obs` is "state" here; "pixels" is `envs.pixels.make`. Raises ValueError for a setting that the task does not have.
     """
+    obs = task_args.pop("obs", "state")
+    if obs != "state":
+        raise ValueError(f"obs must be 'state' or 'pixels', got {obs!r}")
+    for name in sorted(task_args.keys() & set(PIXEL_SETTINGS)):
+        raise ValueError(f"{env_id} has the setting '{name}' only with obs='pixels'")
     seeds = task_args.pop("row_seeds", None)
     dtype = task_args.pop("dtype", torch.float32)
     if dtype not in (torch.float32, torch.float64):
@@ -54,23 +64,54 @@ def make(env_id: str, num_envs: int, seed: int, device: torch.device, threads: i
 
 
 def make_task(env_id: str, **settings: Any) -> Task:
-    """The task of an id with some of its fields replaced. Raises ValueError for a field it does not have."""
-    if env_id in gymnasium_v5.TASKS:
-        kind, preset = gymnasium_v5.TASKS[env_id], {}
-    else:
-        kind, preset = dm_control.TASKS[env_id]
-    names = [f.name for f in dataclasses.fields(kind)]
-    unknown = sorted(set(settings) - set(names))
-    if unknown:
-        raise ValueError(f"{env_id} has no setting '{unknown[0]}'; it has row_seeds, dtype, {', '.join(names)}")
+    """The task of an id with some of its fields replaced.
+
+    Raises ValueError for a field it does not have or a value of another kind.
+    """
+    kind, preset = _task_kind(env_id)
+    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+    for name, value in settings.items():
+        if name not in defaults:
+            raise ValueError(f"{env_id} has no setting '{name}'; it has obs, row_seeds, dtype, {', '.join(defaults)}")
+        if not _is_alike(value, defaults[name]):
+            raise ValueError(f"{env_id}: {name} must be of the kind of its default {defaults[name]}, got {value!r}")
     return kind(**{**preset, **settings})
+
+
+def task_settings(env_id: str) -> list[str]:
+    """The fields of an id's task."""
+    return [field.name for field in dataclasses.fields(_task_kind(env_id)[0])]
+
+
+def _task_kind(env_id: str) -> tuple[Any, dict[str, Any]]:
+    """The class of an id's task, and the fields that make it this one."""
+    return (gymnasium_v5.TASKS[env_id], {}) if env_id in gymnasium_v5.TASKS else dm_control.TASKS[env_id]
+
+
+def _is_alike(value: Any, default: Any) -> bool:
+    """Whether a setting may take the place of its default: a number, a whole number, a flag or some numbers."""
+    if isinstance(default, tuple):
+        numbers = isinstance(value, list | tuple) and len(value) == len(default)
+        return numbers and all(_is_alike(number, 0.0) for number in value)
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    if isinstance(default, int):
+        return isinstance(value, Integral)
+    return isinstance(value, Real) or (value is None and default is None)
 
 
 class MujocoBatch:
     """N environments of one task; fulfils `envs.runner.Runner`."""
 
     def __init__(
-        self, env_id: str, task: Task, seeds: list[int], device: torch.device, threads: int, dtype: torch.dtype
+        self,
+        env_id: str,
+        task: Task,
+        seeds: list[int],
+        device: torch.device,
+        threads: int,
+        dtype: torch.dtype,
+        persistent: bool = False,
     ):
         model = task.model
         self.num_envs = num_envs = len(seeds)
@@ -79,7 +120,7 @@ class MujocoBatch:
         self._task, self._substeps = task, task.substeps
         threads = min(threads or available_cores(), num_envs)
         # Derived fields belong to one simulation only if it keeps its own MjData.
-        self._simulations = Simulations(model, num_envs, threads, persistent=bool(task.fields))
+        self._simulations = Simulations(model, num_envs, threads, persistent or bool(task.fields))
         physics = {name: self._simulations.bind(name) for name in ("time", "qpos", "qvel", "ctrl", *task.fields)}
         physics |= {name: np.array(getattr(model, name)) for name in task.constants}
         self._expanded = {name: self._simulations.expand(name) for name in task.expanded}
@@ -97,7 +138,9 @@ class MujocoBatch:
         self._sent = False
         self._ready = False
         self.diverged_episodes = 0
-        self._renderer: Any = None
+        self._picture: Drawing | None = None
+        # Called while the simulations still stand where episodes ended, with the rows and those that diverged.
+        self.before_reset: Callable[[np.ndarray, np.ndarray | None], None] | None = None
         pieces = task.observe(np, self._physics)
         sizes = [piece.shape[1] for piece in pieces]
         self._observed = _columns_of(self._simulations.state, pieces)
@@ -217,7 +260,10 @@ class MujocoBatch:
         np.multiply(self._returns, slot.episode_ended, out=slot.episode_return, casting="same_kind")
         np.multiply(lengths, slot.episode_ended, out=slot.episode_length)
         slot.final_obs[...] = slot.obs
-        self._begin(slot.episode_ended.nonzero()[0].astype(np.int32))
+        rows = slot.episode_ended.nonzero()[0].astype(np.int32)
+        if self.before_reset is not None:
+            self.before_reset(rows, diverged)
+        self._begin(rows)
         self._observe(slot, self._task.progress(np, self._physics))
         return slot.publish(slot.ended)
 
@@ -278,22 +324,19 @@ class MujocoBatch:
                     raise FloatingPointError(f"row {row}: {name} [{column}] is {values[row, column]}")
 
     def render(self, row: int = 0, height: int = 480, width: int = 480) -> np.ndarray:
-        """A picture of one row, uint8 [height, width, 3]. Raises RuntimeError if no OpenGL context can be made."""
+        """A picture of one row, uint8 [height, width, 3]. Raises OpenGLMissing if no context can be made."""
         self._check_open()
-        if self._renderer is None or (self._renderer.height, self._renderer.width) != (height, width):
-            self._close_renderer()
-            load_compiler_first()
-            model = self._task.model
-            model.vis.global_.offheight = max(height, model.vis.global_.offheight)
-            model.vis.global_.offwidth = max(width, model.vis.global_.offwidth)
-            try:
-                self._renderer = engine().Renderer(model, height, width)
-            except Exception as error:  # each OpenGL platform raises types of its own
-                raise RuntimeError(
-                    f"cannot draw without OpenGL: install EGL or set MUJOCO_GL=osmesa before starting ({error})"
-                ) from error
-        self._renderer.update_scene(self._simulations.data(row), self._task.camera)
-        return self._renderer.render()
+        view = View(self._task.camera, height, width)
+        if self._picture is None or self._picture.view != view:
+            self._close_picture()
+            self._picture = self.drawing(view, 1, up_to_date=True)
+        picture = np.empty((height, width, 3), np.uint8)
+        self._picture.draw([row], [picture.transpose(2, 0, 1)])
+        return picture
+
+    def drawing(self, view: View, threads: int, up_to_date: bool) -> Drawing:
+        """What draws these simulations; see `Drawing`. The caller closes it before this runner."""
+        return Drawing(self._simulations, view, threads, up_to_date)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides the future, as tensors and plain values; not between `send` and `recv`."""
@@ -350,17 +393,17 @@ class MujocoBatch:
     def close(self) -> None:
         """Free the simulations and the drawing context. Returned tensors stay readable."""
         self._ready = False
-        self._close_renderer()
+        self._close_picture()
         self._simulations.close()
 
     def _check_open(self) -> None:
         if self._simulations.closed:
             raise RuntimeError(f"the runner of {self.spec.env_id} is closed")
 
-    def _close_renderer(self) -> None:
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
+    def _close_picture(self) -> None:
+        if self._picture is not None:
+            self._picture.close()
+            self._picture = None
 
 
 def _columns_of(state: np.ndarray, pieces: tuple[np.ndarray, ...]) -> np.ndarray | None:

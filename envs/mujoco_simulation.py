@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.graphics import choose_platform
+from envs.graphics import choose_platform, import_mujoco
 
 choose_platform()
 
@@ -48,10 +48,8 @@ class _LogConfig(ctypes.Structure):
 
 @functools.cache
 def engine() -> Any:
-    """The `mujoco` package, imported on first use."""
-    import mujoco
-
-    return mujoco
+    """The `mujoco` package, imported on first use. Raises OpenGLMissing if MUJOCO_GL is set to what is not there."""
+    return import_mujoco()
 
 
 @functools.cache
@@ -214,10 +212,17 @@ class Simulations:
     def data(self, row: int) -> Data:
         """A new MjData with the state of one simulation and all derived fields computed from it, for drawing."""
         model, data = copy.copy(self.model), engine().MjData(self.model)
-        self._library.mjb_getModel(self._handle, row, Pointer(model._address))
-        self._library.mjb_getData(self._handle, row, Pointer(data._address))
+        self.copy_out(row, model, data)
         engine().mj_forward(model, data)
         return data
+
+    def copy_out(self, row: int, model: Model, data: Data) -> None:
+        """Write one simulation into copies of the model and an MjData of it; may be called from several threads.
+
+        Derived fields are those of the last call if the simulations are persistent, and left alone otherwise.
+        """
+        self._library.mjb_getModel(self._handle, row, Pointer(model._address))
+        self._library.mjb_getData(self._handle, row, Pointer(data._address))
 
     @property
     def closed(self) -> bool:

@@ -65,10 +65,17 @@ def make(
     still registers are accepted too, and `gym/module:ID` for an environment that importing `module` registers.
     seed: row i draws from a generator derived from (seed, i) only; see `runner.row_seeds`.
     threads: simulator threads, 0 = the cores this process may use.
-    task_args: settings of the task, for example `row_seeds=[...]` (explicit seeds, one a row), `sticky_actions=0.0`.
+    task_args: settings of the task, for example `row_seeds=[...]` (explicit seeds, one a row), `sticky_actions=0.0`,
+    `obs="pixels"` (native MuJoCo and dm_control tasks, see `envs.pixels.make`).
     Raises EnvironmentNotFound for an unknown id or one whose package is not installed, ValueError for a count below 1
     or a setting the task does not have.
     """
     if num_envs < 1:
         raise ValueError(f"num_envs must be at least 1, got {num_envs}")
-    return _backend(env_id).make(env_id, num_envs, seed, torch.device(device), threads, **task_args)
+    backend = _backend(env_id)
+    if backend.__name__ == "envs.mujoco_batch" and task_args.get("obs") == "pixels":
+        from envs import pixels
+
+        backend = pixels
+        del task_args["obs"]
+    return backend.make(env_id, num_envs, seed, torch.device(device), threads, **task_args)

@@ -45,10 +45,11 @@ class Step:
 
 @dataclass(frozen=True)
 class ObservationSpec:
-    """Shape of one environment's observation. uint8 images are [stacked frames, height, width], unscaled 0..255.
+    """Shape of one environment's observation. uint8 images are [channels, height, width], unscaled 0..255.
 
-    `stacked_frames` > 1 says that the first axis is a stack of consecutive frames, oldest first, zeros before the first
-    frame of an episode, so that a replay may store each frame once.
+    `stacked_frames` > 1 says that the first axis is a stack of that many consecutive frames, oldest first, zeros before
+    the first frame of an episode, so that a replay may store each frame once. A frame has `channels / stacked_frames`
+    channels: 1 if it is grey, 3 if it is red, green and blue.
     """
 
     shape: tuple[int, ...]

@@ -22,6 +22,8 @@ class RunConfig:
 
     agent: str
     env: str
+    env_settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """settings of the environment, as `envs.make` takes them"""
     steps: int
     seeds: tuple[int, ...]
     num_envs: int

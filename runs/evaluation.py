@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from runs import compute
 def evaluate(
     agent: Agent,
     env_id: str,
+    env_settings: Mapping[str, Any],
     episodes: int,
     seed: int,
     device: torch.device,
@@ -26,7 +28,7 @@ def evaluate(
     The environments are made anew, so an evaluation depends on the seed and the agent alone, and taking the first
     episode of each is fair to long ones. None if `stop` became true on the way.
     """
-    runner = envs.make(env_id, episodes, seed, device)
+    runner = envs.make(env_id, episodes, seed, device, **env_settings)
     try:
         obs = runner.reset()
         returns = torch.zeros(episodes, device=device)

@@ -13,11 +13,12 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
 from runs.errors import UsageError, nearest
+from runs.files import parse_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,16 @@ class TrainOptions:
 
     env: str
     """environment id, see `neoteny list envs`"""
+    obs: Literal["state", "pixels"] = "state"
+    """what is seen of MuJoCo and dm_control tasks: numbers, or pictures"""
+    image_size: int | None = None
+    """height and width of these pictures; default: 84"""
+    frame_stack: int | None = None
+    """pictures in one observation; default: 3"""
+    render_profile: str | None = None
+    """how well pictures are drawn: reference (default) or fast"""
+    env_set: tuple[str, ...] = ()
+    """other settings of the environment, KEY=VALUE ..., for example sticky_actions=0.0"""
     steps: int = 1_000_000
     """environment steps (one agent action each) of every seed"""
     seeds: int = 3
@@ -62,6 +73,39 @@ class TrainOptions:
     """no progress"""
     json: bool = False
     """print the closing summary as one JSON object on stdout"""
+
+
+# What `envs.make` is given from elsewhere, and seeds, which every evaluation draws anew.
+_NOT_SETTINGS = ("env_id", "num_envs", "seed", "device", "threads", "row_seeds")
+
+
+def environment_settings(options: TrainOptions) -> dict[str, Any]:
+    """What the flags say of the environment, as keyword arguments of `envs.make`. Plain values, as JSON keeps them.
+
+    Values of `--env-set` are JSON: 0.25, true, null, [240, 320]; what is none is text. Raises UsageError for a setting
+    without a value, given twice, or decided by other flags.
+    """
+    found: dict[str, Any] = {} if options.obs == "state" else {"obs": options.obs}
+    for name in ("image_size", "frame_stack", "render_profile"):
+        if vars(options)[name] is not None:
+            found[name] = vars(options)[name]
+    for text in options.env_set:
+        name, has_value, value = text.partition("=")
+        if not has_value or not name.isidentifier():
+            raise UsageError(f"--env-set needs KEY=VALUE, for example sticky_actions=0.0, got '{text}'")
+        if name in _NOT_SETTINGS:
+            raise UsageError(f"--env-set cannot set '{name}', which other flags decide")
+        if name in found:
+            raise UsageError(f"the environment setting '{name}' is given twice")
+        found[name] = _plain_value(value)
+    return found
+
+
+def _plain_value(text: str) -> Any:
+    try:
+        return parse_json(text.encode())
+    except ValueError:
+        return text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,6 +305,7 @@ def _check_flags(classes: Sequence[type], arguments: Sequence[str], prog: str) -
     if arguments and not arguments[0].startswith("-") and not positional:
         raise UsageError(f"`{prog}` does not know what to do with '{arguments[0]}'")
     known = {*types, *(f"--no-{flag[2:]}" for flag, kind in types.items() if kind is bool)}
+    lists: set[str] = set()
     for index, argument in enumerate(arguments):
         if not argument.startswith("--"):
             continue
@@ -268,6 +313,10 @@ def _check_flags(classes: Sequence[type], arguments: Sequence[str], prog: str) -
         flag = flag.replace("_", "-")
         if flag not in known:
             raise UsageError(f"`{prog}` has no flag '{flag}'.{nearest(flag, known)}")
+        if get_origin(types.get(flag)) is tuple:
+            if flag in lists:  # argparse would forget the first values
+                raise UsageError(f"flag '{flag}' is given twice; write all its values behind one")
+            lists.add(flag)
         if types.get(flag) in (None, bool):
             continue
         if not has_value:

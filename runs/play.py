@@ -50,10 +50,10 @@ def evaluate_run(folder: Path, episodes: int, seed: int, device_name: str) -> di
     compute.set_up(device, config.threads)
     returns, lengths = [], []
     for run_seed in config.seeds:
-        runner = envs.make(config.env, 1, seed, device)
+        runner = envs.make(config.env, 1, seed, device, **config.env_settings)
         agent = load_agent(config, saved, run_seed, runner, device)
         runner.close()
-        scores = evaluate(agent, config.env, episodes, seed, device)
+        scores = evaluate(agent, config.env, config.env_settings, episodes, seed, device)
         assert scores is not None  # only a stop gives None
         returns.append(float(scores[0].mean()))
         lengths.append(float(scores[1].float().mean()))
@@ -75,7 +75,7 @@ def film_run(
     device = _device("cpu")
     compute.set_up(device, config.threads)
     path = out or folder / "videos" / f"{saved.name}_seed_{seed}.mp4"
-    runner = envs.make(config.env, 1, episode_seed, device)
+    runner = envs.make(config.env, 1, episode_seed, device, **config.env_settings)
     try:
         agent = load_agent(config, saved, seed, runner, device)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -20,11 +20,12 @@ import torch
 import envs
 from envs import Runner
 from envs.cores import available_cores
+from envs.graphics import OpenGLMissing
 from runs import compute
 from runs.catalogue import AGENTS, default_preset, find_agent, preset_config
 from runs.config import RunConfig
 from runs.errors import UsageError
-from runs.options import TrainOptions, given_value, help_page, parse_with_agent
+from runs.options import TrainOptions, environment_settings, given_value, help_page, parse_with_agent
 from runs.randomness import spawn_generators
 from runs.record import State, read_table
 from runs.session import SeedFailed, run_session
@@ -40,7 +41,7 @@ def train_command(arguments: Sequence[str]) -> int:
     try:
         config, options = prepare(arguments[0], arguments[1:])
         folder = make_run_folder(config, options)
-    except ValueError as error:  # also of the rooms below, whose messages are written for users
+    except (ValueError, OpenGLMissing) as error:  # also of the rooms below, whose messages are written for users
         raise UsageError(str(error)) from error
     if not options.quiet:
         print(f"{folder}: {config.agent} on {config.env}, {len(config.seeds)} seeds", file=sys.stderr)
@@ -66,18 +67,33 @@ def prepare(agent: str, arguments: Sequence[str]) -> tuple[RunConfig, TrainOptio
         raise UsageError(f"train needs an environment, for example: {EXAMPLE}")
     preset = given_value(arguments, "--preset")
     preset_config(agent, preset)  # a wrong name is found before an environment is built
-    runner = envs.make(env_id)
+    # The environment decides the default preset, and its settings are flags, so the flags are read twice.
+    options, _ = parse_with_agent(TrainOptions, preset_config(agent, preset), arguments, prog, EXAMPLE)
+    env_settings = environment_settings(options)
+    try:
+        runner = envs.make(env_id, **env_settings)
+    except TypeError as error:  # a constructor of another package got a value of another kind
+        if not env_settings:
+            raise
+        raise UsageError(f"{env_id} does not take the settings {env_settings}: {error}") from error
     try:
         preset = preset or default_preset(agent, env_id, runner.observation_spec)
         options, agent_config = parse_with_agent(TrainOptions, preset_config(agent, preset), arguments, prog, EXAMPLE)
-        config = _run_config(agent, agent_config, preset, options, runner)
+        config = _run_config(agent, agent_config, preset, options, env_settings, runner)
         _try_to_build(config, runner)
     finally:
         runner.close()
     return config, options
 
 
-def _run_config(agent: str, agent_config: Any, preset: str | None, options: TrainOptions, runner: Runner) -> RunConfig:
+def _run_config(
+    agent: str,
+    agent_config: Any,
+    preset: str | None,
+    options: TrainOptions,
+    env_settings: dict[str, Any],
+    runner: Runner,
+) -> RunConfig:
     for name in ("steps", "seeds"):
         if vars(options)[name] < 1:
             raise UsageError(f"--{name} must be at least 1, got {vars(options)[name]}")
@@ -86,6 +102,7 @@ def _run_config(agent: str, agent_config: Any, preset: str | None, options: Trai
     return RunConfig(
         agent=agent,
         env=options.env,
+        env_settings=env_settings,
         steps=options.steps,
         seeds=tuple(range(options.seed, options.seed + options.seeds)),
         num_envs=options.num_envs,

@@ -84,7 +84,9 @@ class SeedTraining:
         self.device = torch.device(config.device)
         compute.set_up(self.device, config.threads)
         environment_seed = stream_seed(seed, "environment")
-        self.runner: Runner = envs.make(config.env, config.num_envs, environment_seed, self.device, config.threads)
+        self.runner: Runner = envs.make(
+            config.env, config.num_envs, environment_seed, self.device, config.threads, **config.env_settings
+        )
         if config.overlap:
             self.runner = InBackground(self.runner)
         self.agent = build_agent(config, self.runner, seed, self.device)
@@ -173,7 +175,9 @@ class SeedTraining:
     def _evaluate(self, stop: Callable[[], bool]) -> None:
         config, now = self.config, self.agent.steps
         environment_seed = stream_seed(self.seed, "evaluation_environment", now)
-        scores = evaluate(self.agent, config.env, config.eval_episodes, environment_seed, self.device, stop)
+        scores = evaluate(
+            self.agent, config.env, config.env_settings, config.eval_episodes, environment_seed, self.device, stop
+        )
         if scores is None:
             return
         returns, lengths = scores
