@@ -181,8 +181,10 @@ def reseed(runner: Runner, seeds: Sequence[int]) -> None:
     try:
         if fresh.spec != runner.spec:
             raise RuntimeError(f"cannot seed {runner.spec.env_id} anew: envs.make builds it otherwise, as {fresh.spec}")
-        own = runner.state_dict()
-        kept = {name: own[name] for name in ("model", "pending_model", "diverged_episodes") if name in own}
-        runner.load_state_dict({**fresh.state_dict(), **kept})
+        own, state = runner.state_dict(), fresh.state_dict()
+        kept = {name: own[name] for name in ("pending_model", "diverged_episodes") if name in own}
+        if "model" in own:  # of which new environments have only the fields that tasks draw
+            kept["model"] = {**own["model"], **state["model"]}
+        runner.load_state_dict({**state, **kept})
     finally:
         fresh.close()
