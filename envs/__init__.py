@@ -5,6 +5,7 @@ Here belongs what turns actions into observations: the `Runner` contract, `make`
 learning: no agent, no replay, no schedule. It imports no other room.
 """
 
+from envs.atari_first_ready import make_first_ready
 from envs.registry import EnvironmentNotFound, known_ids, make
 from envs.runner import (
     ActionSpec,
@@ -29,5 +30,6 @@ __all__ = [
     "Step",
     "known_ids",
     "make",
+    "make_first_ready",
     "make_sequence",
 ]

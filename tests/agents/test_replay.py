@@ -123,39 +123,44 @@ def test_truncated_rows_bootstrap_from_the_true_last_observation():
     assert not batch.terminated.any()
 
 
-def play_frames(replay: Replay, episodes: list[int]) -> list[torch.Tensor]:
+def play_frames(replay: Replay, episodes: list[int], channels: int = 1) -> list[torch.Tensor]:
     """Episodes of the given lengths with frames numbered 1, 2, ...; returns the stacks that the environment showed."""
     shown, number = [], 0
 
     def frame() -> torch.Tensor:
         nonlocal number
         number += 1
-        return torch.full((1, 36, 36), number, dtype=torch.uint8)
+        return torch.full((channels, 36, 36), number, dtype=torch.uint8)
 
-    stack = torch.cat([torch.zeros(3, 36, 36, dtype=torch.uint8), frame()])[None]
+    def first() -> torch.Tensor:
+        return torch.cat([torch.zeros(3 * channels, 36, 36, dtype=torch.uint8), frame()])[None]
+
+    stack = first()
     for length in episodes:
         for t in range(length):
             shown.append(stack)
-            successor = torch.cat([stack[0, 1:], frame()])[None]
+            successor = torch.cat([stack[0, channels:], frame()])[None]
             ended = t == length - 1
-            following = torch.cat([torch.zeros(3, 36, 36, dtype=torch.uint8), frame()])[None] if ended else successor
+            following = first() if ended else successor
             replay.add(stack, torch.zeros(1, dtype=torch.int64), make_step(following, 0.0, ended, False, successor))
             stack = following
     return shown
 
 
+@pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("capacity", [200, 23])
-def test_frame_stacks_are_rebuilt_as_they_were_shown(capacity):
+def test_frame_stacks_are_rebuilt_as_they_were_shown(capacity, channels):
     """Also at episode starts (zeros) and, in the full ring of 23, without frames that were overwritten."""
-    replay = make_replay(capacity, observation_spec=FRAMES, action_spec=BUTTONS)
-    shown = {int(stack[0, -1, 0, 0]): stack[0] for stack in play_frames(replay, [1, 2, 3, 7, 30, 2, 5])}
+    spec = ObservationSpec((4 * channels, *FRAMES.shape[1:]), FRAMES.dtype, FRAMES.stacked_frames)
+    replay = make_replay(capacity, observation_spec=spec, action_spec=BUTTONS)
+    shown = {int(stack[0, -1, 0, 0]): stack[0] for stack in play_frames(replay, [1, 2, 3, 7, 30, 2, 5], channels)}
     batch = replay.sample(400, 0.99)
     newest = batch.obs[:, -1, 0, 0].tolist()
     assert len(set(newest)) > 10
     for i, number in enumerate(newest):
         assert torch.equal(batch.obs[i], shown[number])
         # the successor's stack: the same frames moved by one
-        assert torch.equal(batch.next_obs[i, :-1], batch.obs[i, 1:])
+        assert torch.equal(batch.next_obs[i, :-channels], batch.obs[i, channels:])
 
 
 def test_memory_is_the_raw_arrays_and_no_more():
