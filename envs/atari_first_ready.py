@@ -137,7 +137,11 @@ class FirstReadyRunner:
         memory.episode_ended[:] = ended
         memory.episode_return[:] = total * ended
         memory.episode_length[:] = length * ended
-        frames = memory.publish_arrays(frame, info["final_obs"] if ended.any() else frame)
+        final_frame = frame
+        if ended.any():  # only then is there a `final_obs`, filled only in the rows that ended
+            final_frame = frame.copy()
+            final_frame[ended] = info["final_obs"][ended]
+        frames = memory.publish_arrays(frame, final_frame)
         on_device = torch.from_numpy(rows).to(self.device), torch.from_numpy(moved).to(self.device)
         return Ready(on_device[0], self._stacked(on_device[0], frames), on_device[1])
 

@@ -37,6 +37,7 @@ class Reference:
             frameskip=1,
             repeat_action_probability=settings.sticky_actions,
             full_action_space=settings.full_action_set,
+            max_num_frames_per_episode=settings.max_frames,  # counted with those of the start, unlike ALE's vector
             disable_env_checker=True,
         )
         self.console = self.game.unwrapped
