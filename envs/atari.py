@@ -139,8 +139,8 @@ def read_actions(env_id: str, action: Tensor, rows: int, count: int, device: tor
     if action.device.type not in ("cpu", device.type):
         raise ValueError(f"{env_id}: actions must be on cpu or {device}, got {action.device}")
     actions = action.detach().cpu().numpy()
-    # An index out of range would stop ALE's worker for good, and recv would wait for ever.
-    if actions.min() < 0 or actions.max() >= count:
+    # An index out of range would stop ALE's worker for good, and recv would wait for ever. Unsigned, -1 is the largest.
+    if actions.view(np.uint64).max() >= count:
         raise ValueError(f"{env_id}: actions must be in 0 .. {count - 1}, got {actions.tolist()}")
     return actions
 
@@ -165,7 +165,7 @@ class AtariRunner:
         self._episode = np.full(self.num_envs, -1, np.int64)
         self._length = np.zeros(self.num_envs, np.int64)
         self._return = np.zeros(self.num_envs, np.float64)
-        self._lives = np.zeros(self.num_envs, np.int64)
+        self._lives = np.zeros(self.num_envs, np.int32)
         self._record = _Record(self.num_envs, settings)
         self._consoles: dict[int, Console] = {}
         self._began = False
@@ -195,6 +195,7 @@ class AtariRunner:
         self._record.append(actions)
         self._env.send(actions)
         self._in_flight = True
+        self._stack.make_room()  # while ALE's threads work
 
     def recv(self) -> Step:
         """Wait for the actions sent last; start the next episode where one ended.
@@ -207,24 +208,22 @@ class AtariRunner:
         final_frame, reward, terminated, truncated, info = self._env.recv()
         self._in_flight = False
         ended = terminated | truncated
+        any_ended = any_over = bool(ended.any())
         self._length += 1
         self._return += reward
         memory = self._memory.next()
         memory.reward[:] = np.sign(reward) if self._settings.clip_rewards else reward
         memory.terminated[:] = terminated
-        if self._settings.life_loss_terminates:
-            memory.terminated |= info["lives"] < self._lives
         memory.truncated[:] = truncated
         memory.episode_ended[:] = ended
-        memory.episode_return[:] = self._return * ended
-        memory.episode_length[:] = self._length * ended
-        any_ended = bool(ended.any())
-        if any_ended:
-            frame = self._start_episodes(ended)
-        else:
-            frame, self._lives = final_frame, info["lives"].astype(np.int64)
-        step = memory.publish_arrays(frame, final_frame)
-        return self._stack.follow(step, any_ended or bool(memory.terminated.any()))
+        memory.episode_return[:] = self._return * ended if any_ended else 0.0
+        memory.episode_length[:] = self._length * ended if any_ended else 0
+        if self._settings.life_loss_terminates:
+            memory.terminated |= info["lives"] < self._lives
+            any_over = bool(memory.terminated.any()) or any_ended
+        self._lives = info["lives"]
+        frame = self._start_episodes(ended) if any_ended else final_frame
+        return self._stack.follow(memory.publish_arrays(frame, final_frame), any_over)
 
     def _start_episodes(self, rows: np.ndarray, force_seed: bool = False) -> np.ndarray:
         """Reset the marked rows; the newest frames of all rows."""
@@ -244,7 +243,7 @@ class AtariRunner:
         for row in np.flatnonzero(rows):
             self._record.start_frames[row].append(int(info["episode_frame_number"][row]))
         self._began = True
-        self._lives = info["lives"].astype(np.int64)
+        self._lives = info["lives"]
         return frame
 
     def render(self, row: int = 0, height: int = 480, width: int = 480) -> np.ndarray:
@@ -289,7 +288,7 @@ class AtariRunner:
             "seed": torch.tensor(record.seed),
             "count": torch.tensor(record.count),
             "actions": torch.tensor(np.concatenate(actions)),
-            "obs": self._stack.newest.cpu().clone() if self._began else None,
+            "obs": self._stack.now.cpu().clone() if self._began else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -345,7 +344,7 @@ class AtariRunner:
             self._length += 1
             self._return += reward
             due = terminated | truncated
-            self._lives = info["lives"].astype(np.int64)
+            self._lives = info["lives"]
         return frame
 
     def _check_open(self) -> None:

@@ -7,14 +7,13 @@ of the bytes to upload.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from envs.runner import Step
-
-# A step uses up to two buffers, and what it returned has to survive the next two steps.
-_BUFFERS = 6
 
 
 def channels_first(frame: Tensor) -> Tensor:
@@ -22,24 +21,56 @@ def channels_first(frame: Tensor) -> Tensor:
     return frame if frame.ndim == 4 else frame.squeeze(1).permute(0, 3, 1, 2)
 
 
+@dataclass(frozen=True, slots=True)
+class _Buffer:
+    """A stack [N, depth * C, H, W], and views: all but its newest frame, the newest, all but the oldest."""
+
+    stack: Tensor
+    older: Tensor
+    newest: Tensor
+    newer: Tensor
+
+
 class FrameStack:
     """The stacks of N rows, uint8 [N, depth * C, H, W]: oldest frame first, zeros before an episode.
 
-    Frames come as `channels_first` takes them. Nothing here waits for the device or reads a value back.
+    For each step `make_room`, which needs no new frame and may run while the simulator works, then `follow`. What
+    `start` and `follow` return stays valid for two more steps. Frames come as `channels_first` takes them. Nothing here
+    waits for the device or reads a value back.
     """
 
     def __init__(self, num_envs: int, depth: int, frame_shape: tuple[int, int, int], device: torch.device) -> None:
-        self._channels = frame_shape[0]
-        shape = (num_envs, depth * frame_shape[0], *frame_shape[1:])
-        buffers = [torch.zeros(shape, dtype=torch.uint8, device=device) for _ in range(_BUFFERS)]
-        self._buffers = itertools.cycle(buffers)
-        self.newest = next(self._buffers)
+        channels = frame_shape[0]
+        shape = (num_envs, depth * channels, *frame_shape[1:])
+
+        def ring() -> Iterator[_Buffer]:
+            stacks = [torch.zeros(shape, dtype=torch.uint8, device=device) for _ in range(3)]
+            return itertools.cycle([_Buffer(s, s[:, :-channels], s[:, -channels:], s[:, channels:]) for s in stacks])
+
+        self._pushed, self._begun = ring(), ring()  # apart, because few steps need the second: less memory is touched
+        self._now = self._coming = next(self._pushed)
+
+    @property
+    def now(self) -> Tensor:
+        """The stacks that the last call returned as `obs`."""
+        return self._now.stack
 
     def start(self, frame: Tensor) -> Tensor:
         """The stacks of episodes that begin with `frame` in every row."""
-        self.newest = next(self._buffers).zero_()
-        self.newest[:, -self._channels :] = channels_first(frame)
-        return self.newest
+        self._now = next(self._pushed)
+        self._now.older.zero_()
+        self._now.newest.copy_(channels_first(frame))
+        return self._now.stack
+
+    def restore(self, stacks: Tensor) -> None:
+        """Continue from what `now` once was."""
+        self._now = next(self._pushed)
+        self._now.stack.copy_(stacks)
+
+    def make_room(self) -> None:
+        """Move the frames of the present stacks by one."""
+        self._coming = next(self._pushed)
+        self._coming.older.copy_(self._now.newer)
 
     def follow(self, step: Step, any_over: bool) -> Step:
         """The Step of stacks for a Step of single frames.
@@ -47,12 +78,16 @@ class FrameStack:
         Rows that terminated or were truncated get a new stack in `obs`; the others' frames in `obs` and `final_obs` are
         the same. any_over says, on the host, whether there is one.
         """
-        final_obs = obs = self._pushed(channels_first(step.final_obs))
+        last = self._now = self._coming
+        last.newest.copy_(channels_first(step.final_obs))
         if any_over:
-            obs = self._begun(channels_first(step.obs), step.terminated | step.truncated)
+            kept = ~(step.terminated | step.truncated)[:, None, None, None]
+            self._now = next(self._begun)
+            torch.mul(last.older, kept, out=self._now.older)
+            self._now.newest.copy_(channels_first(step.obs))
         return Step(
-            obs=obs,
-            final_obs=final_obs,
+            obs=self._now.stack,
+            final_obs=last.stack,
             reward=step.reward,
             terminated=step.terminated,
             truncated=step.truncated,
@@ -60,20 +95,3 @@ class FrameStack:
             episode_length=step.episode_length,
             episode_ended=step.episode_ended,
         )
-
-    def restore(self, stacks: Tensor) -> None:
-        """Continue from `stacks`, once taken from `newest`."""
-        self.newest = next(self._buffers).copy_(stacks)
-
-    def _pushed(self, frame: Tensor) -> Tensor:
-        older, self.newest = self.newest, next(self._buffers)
-        self.newest[:, : -self._channels] = older[:, self._channels :]
-        self.newest[:, -self._channels :] = frame
-        return self.newest
-
-    def _begun(self, frame: Tensor, rows: Tensor) -> Tensor:
-        older, self.newest = self.newest, next(self._buffers)
-        kept = ~rows[:, None, None, None]
-        torch.mul(older[:, : -self._channels], kept, out=self.newest[:, : -self._channels])
-        self.newest[:, -self._channels :] = frame
-        return self.newest

@@ -50,6 +50,7 @@ def test_stacks_are_the_frames_since_the_last_end(depth, channels, script):
         terminated, truncated = kind % 2 == 1, kind >= 2
         last = frames()
         first = torch.where((kind > 0)[:, None, None, None], frames(), last)
+        stack.make_room()
         step = stack.follow(frames_step(first, last, terminated, truncated), any_over=any(kinds))
         for row in range(3):
             history[row].append(last[row])
@@ -58,7 +59,7 @@ def test_stacks_are_the_frames_since_the_last_end(depth, channels, script):
             if kinds[row]:
                 history[row] = [first[row]]
         assert torch.equal(step.obs, stacked(history))
-        assert torch.equal(stack.newest, step.obs)
+        assert torch.equal(stack.now, step.obs)
         for returned, copy in handed_out[-4:]:  # the two tensors of each of the last two steps
             assert torch.equal(returned, copy)
         handed_out += [(step.obs, step.obs.clone()), (step.final_obs, step.final_obs.clone())]
@@ -68,8 +69,10 @@ def test_a_restored_stack_goes_on():
     one, other = FrameStack(2, 4, (1, 3, 3), CPU), FrameStack(2, 4, (1, 3, 3), CPU)
     never = torch.zeros(2, dtype=torch.bool)
     one.start(torch.full((2, 1, 3, 3), 7, dtype=torch.uint8))
-    other.restore(one.newest.clone())
+    other.restore(one.now.clone())
     frame = torch.full((2, 1, 3, 3), 9, dtype=torch.uint8)
+    for stack in (one, other):
+        stack.make_room()
     left, right = (stack.follow(frames_step(frame, frame, never, never), False) for stack in (one, other))
     assert torch.equal(left.obs, right.obs)
     assert left.obs[0, :, 0, 0].tolist() == [0, 0, 7, 9]
@@ -101,6 +104,7 @@ def test_on_a_gpu_nothing_leaves_the_device_and_nothing_waits(channels):
         with OneDevice(device):
             stack.start(frame)
             for any_over in (False, True):
+                stack.make_room()
                 step = stack.follow(frames_step(frame, frame, flags, flags), any_over)
             assert step.obs.shape == step.final_obs.shape == (4, 4 * channels, 84, 84)
             stack.restore(step.obs)
