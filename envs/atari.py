@@ -121,6 +121,7 @@ def stack_spec(settings: Settings) -> ObservationSpec:
 
 
 def runner_spec(env_id: str, backend: str, settings: Settings) -> RunnerSpec:
+    """What a run's record says about these environments."""
     return RunnerSpec(
         env_id=env_id,
         backend=backend,

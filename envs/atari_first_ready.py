@@ -2,8 +2,9 @@
 
 N games run on ALE's threads; `recv` returns as soon as B < N of them have results, and the others go on while the
 policy looks at these. That hides the policy's time, and rows of uneven cost don't hold each other up. The price:
-**which rows come together depends on timing, so no two runs are alike.** Two `AtariRunner`s whose `send` and `recv`
-alternate hide the policy's time too, and stay exact. A row's own game is still a function of its seed and its actions.
+**which rows come together depends on timing, so no two runs are alike.** A row's own game is still a function of its
+seed and its actions. `envs.overlap.TwoHalves` hides the policy's time too and is exact: take that one unless rows
+really wait for each other.
 
 Rows keep their first seed, there is no saved state and no picture: nothing here can be resumed.
 """

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import envs
 from agents.replay import Replay
 from envs import ObservationSpec
 from tests.agents.fakes import BOX, BUTTONS, CPU, FRAMES, VECTOR, make_step
@@ -161,6 +162,26 @@ def test_frame_stacks_are_rebuilt_as_they_were_shown(capacity, channels):
         assert torch.equal(batch.obs[i], shown[number])
         # the successor's stack: the same frames moved by one
         assert torch.equal(batch.next_obs[i, :-channels], batch.obs[i, channels:])
+
+
+@pytest.mark.parametrize("grayscale", [True, False])
+def test_stacks_of_a_game_with_lives_come_back_as_the_policy_saw_them(grayscale):
+    """Every stored transition of Breakout, over lost lives, truncations and ends."""
+    lives = {"life_loss_terminates": True, "grayscale": grayscale, "image_size": 40, "max_frames": 400}
+    runner = envs.make("atari/Breakout", 1, 0, **lives)
+    replay = Replay(400, 1, runner.observation_spec, runner.action_spec, CPU, torch.Generator().manual_seed(0))
+    shown, obs = [], runner.reset().clone()
+    for action in torch.randint(4, (300, 1), generator=torch.Generator().manual_seed(1)):
+        step = runner.step(action)
+        replay.add(obs, action, step)
+        shown.append((obs[0], action[0], step.reward[0].clone(), step.terminated[0].clone(), step.final_obs[0].clone()))
+        obs = step.obs.clone()
+    slots = torch.nonzero(replay.is_transition).flatten()
+    batch = replay.gather(torch.zeros_like(slots), slots, 0.99)
+    fields = batch.obs, batch.action, batch.reward, batch.terminated, batch.next_obs
+    for stored, seen in zip(fields, zip(*shown, strict=True), strict=True):
+        assert torch.equal(stored, torch.stack(seen))
+    assert batch.terminated.sum() >= 4
 
 
 def test_memory_is_the_raw_arrays_and_no_more():

@@ -155,6 +155,29 @@ def test_resume_is_bit_equal_in_the_middle_of_a_later_episode(game, settings):
         assert torch.equal(value, right[name]) if isinstance(value, torch.Tensor) else value == right[name], name
 
 
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(
+    saved_at=st.integers(0, 50),
+    reseed_after=st.sampled_from([0, 25, 1000]),
+    max_frames=st.integers(60, 160),
+    choice=st.fixed_dictionaries(
+        {"noop_max": st.integers(0, 30), "fire_on_reset": st.booleans(), "life_loss_terminates": st.booleans()}
+    ),
+)
+def test_a_state_may_be_saved_after_any_step(saved_at, reseed_after, max_frames, choice):
+    changes = {"reseed_after": reseed_after, "max_frames": max_frames, **choice}
+    whole, halves = (atari.make("atari/Breakout", 2, seed, "cpu", **changes) for seed in (5, 6))
+    whole.reset()
+    actions = draw_actions(whole, 80, saved_at)
+    for action in actions[:saved_at]:
+        whole.step(action)
+    halves.load_state_dict(whole.state_dict())
+    for action in actions[saved_at:]:
+        assert_equal_steps(whole.step(action), halves.step(action))
+    whole.close()
+    halves.close()
+
+
 def test_a_state_that_leads_elsewhere_is_refused():
     runner = atari.make("atari/Breakout", 2, 0, "cpu")
     runner.reset()
@@ -199,7 +222,7 @@ def rows_alone() -> list[tuple[torch.Tensor, list[Step]]]:
     return played
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=6, deadline=None, derandomize=True)
 @given(rows=st.lists(st.integers(0, ROWS - 1), min_size=1, max_size=6), threads=st.sampled_from([1, 2, 0]))
 def test_a_row_depends_on_neither_threads_nor_neighbours(rows_alone, rows, threads):
     """Any rows in any order, the same one twice too."""
@@ -437,11 +460,14 @@ def test_every_game_plays_and_resumes(env_id):
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_the_same_as_on_the_cpu():
-    settings = {"max_frames": 120}
-    host, device = atari.make("atari/Pong", 4, 0, "cpu", **settings), atari.make("atari/Pong", 4, 0, "cuda", **settings)
+@pytest.mark.parametrize("changes", [{}, {"grayscale": False, "image_size": 60, "life_loss_terminates": True}], ids=str)
+def test_on_a_gpu_the_same_as_on_the_cpu(changes):
+    host, device = (atari.make("atari/Breakout", 4, 0, where, max_frames=240, **changes) for where in ("cpu", "cuda"))
     assert torch.equal(host.reset(), device.reset().cpu())
-    for action in draw_actions(host, 100):
+    actions = draw_actions(host, 200)
+    for count, action in enumerate(actions):
+        if count == 100:
+            device.load_state_dict(host.state_dict())
         left, right = host.step(action), device.step(action.cuda())
         for name in Step.__slots__:
             assert getattr(right, name).is_cuda
