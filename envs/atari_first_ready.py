@@ -18,9 +18,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs.atari import build_emulators, frame_spec, read_actions, read_task_args, runner_spec, stack_spec
+from envs.atari import (
+    build_emulators,
+    channels_first,
+    frame_spec,
+    read_actions,
+    read_task_args,
+    runner_spec,
+    stack_spec,
+)
 from envs.atari_settings import Settings
-from envs.frame_stack import channels_first
 from envs.host_step import MemoryRing
 from envs.registry import check_id
 from envs.runner import DiscreteActionSpec, Step
@@ -138,24 +145,22 @@ class FirstReadyRunner:
         memory.episode_ended[:] = ended
         memory.episode_return[:] = total * ended
         memory.episode_length[:] = length * ended
-        final_frame = frame
+        first = last = channels_first(frame)
         if ended.any():  # only then is there a `final_obs`, filled only in the rows that ended
-            final_frame = frame.copy()
-            final_frame[ended] = info["final_obs"][ended]
-        frames = memory.publish_arrays(frame, final_frame)
+            last = first.copy()
+            last[ended] = channels_first(info["final_obs"])[ended]
         on_device = torch.from_numpy(rows).to(self.device), torch.from_numpy(moved).to(self.device)
-        return Ready(on_device[0], self._stacked(on_device[0], frames), on_device[1])
+        return Ready(on_device[0], self._stacked(on_device[0], *memory.upload(first, last)), on_device[1])
 
-    def _stacked(self, rows: Tensor, step: Step) -> Step:
+    def _stacked(self, rows: Tensor, first: Tensor, last: Tensor, fields: dict[str, Tensor]) -> Step:
         """As `FrameStack.follow`, for some rows."""
         channels = self._settings.channels
         older = self._stacks.index_select(0, rows)
-        final_obs = torch.cat([older[:, channels:], channels_first(step.final_obs)], 1)
-        obs = final_obs * ~(step.terminated | step.truncated)[:, None, None, None]
-        obs[:, -channels:] = channels_first(step.obs)
+        final_obs = torch.cat([older[:, channels:], last], 1)
+        obs = final_obs * ~(fields["terminated"] | fields["truncated"])[:, None, None, None]
+        obs[:, -channels:] = first
         self._stacks.index_copy_(0, rows, obs)
-        others = {name: getattr(step, name) for name in Step.__slots__ if name not in ("obs", "final_obs")}
-        return Step(obs=obs, final_obs=final_obs, **others)
+        return Step(obs=obs, final_obs=final_obs, **fields)
 
     def _check_open(self) -> None:
         if self._env.closed:

@@ -16,11 +16,6 @@ from torch import Tensor
 from envs.runner import Step
 
 
-def channels_first(frame: Tensor) -> Tensor:
-    """Frames [N, C, H, W], of ALE's [N, 1, H, W] or, in colour, [N, 1, H, W, 3]; a view."""
-    return frame if frame.ndim == 4 else frame.squeeze(1).permute(0, 3, 1, 2)
-
-
 @dataclass(frozen=True, slots=True)
 class _Buffer:
     """A stack [N, depth * C, H, W], and views: all but its newest frame, the newest, all but the oldest."""
@@ -35,12 +30,11 @@ class FrameStack:
     """The stacks of N rows, uint8 [N, depth * C, H, W]: oldest frame first, zeros before an episode.
 
     For each step `make_room`, which needs no new frame and may run while the simulator works, then `follow`. What
-    `start` and `follow` return stays valid for two more steps. Frames come as `channels_first` takes them. Nothing here
-    waits for the device or reads a value back.
+    `start` and `follow` return stays valid for two more steps. Nothing here waits for the device or reads a value back.
     """
 
-    def __init__(self, num_envs: int, depth: int, frame_shape: tuple[int, int, int], device: torch.device) -> None:
-        channels = frame_shape[0]
+    def __init__(self, num_envs: int, depth: int, frame_shape: tuple[int, ...], device: torch.device) -> None:
+        channels = frame_shape[0]  # C of [C, H, W]
         shape = (num_envs, depth * channels, *frame_shape[1:])
 
         def ring() -> Iterator[_Buffer]:
@@ -56,10 +50,10 @@ class FrameStack:
         return self._now.stack
 
     def start(self, frame: Tensor) -> Tensor:
-        """The stacks of episodes that begin with `frame` in every row."""
+        """The stacks of episodes that begin with `frame` [N, C, H, W] in every row."""
         self._now = next(self._pushed)
         self._now.older.zero_()
-        self._now.newest.copy_(channels_first(frame))
+        self._now.newest.copy_(frame)
         return self._now.stack
 
     def restore(self, stacks: Tensor) -> None:
@@ -72,26 +66,17 @@ class FrameStack:
         self._coming = next(self._pushed)
         self._coming.older.copy_(self._now.newer)
 
-    def follow(self, step: Step, any_over: bool) -> Step:
-        """The Step of stacks for a Step of single frames.
+    def follow(self, first: Tensor, last: Tensor, fields: dict[str, Tensor], any_over: bool) -> Step:
+        """The Step to which an action led: `last`, the newest frames [N, C, H, W], and all fields but obs and final_obs.
 
-        Rows that terminated or were truncated get a new stack in `obs`; the others' frames in `obs` and `final_obs` are
-        the same. any_over says, on the host, whether there is one.
+        Rows that terminated or were truncated get a new stack in `obs`, of their frame in `first`; for other rows that
+        is the one in `last`. any_over says, on the host, whether there is such a row.
         """
-        last = self._now = self._coming
-        last.newest.copy_(channels_first(step.final_obs))
+        successor = self._now = self._coming
+        successor.newest.copy_(last)
         if any_over:
-            kept = ~(step.terminated | step.truncated)[:, None, None, None]
+            going_on = ~(fields["terminated"] | fields["truncated"])[:, None, None, None]
             self._now = next(self._begun)
-            torch.mul(last.older, kept, out=self._now.older)
-            self._now.newest.copy_(channels_first(step.obs))
-        return Step(
-            obs=self._now.stack,
-            final_obs=last.stack,
-            reward=step.reward,
-            terminated=step.terminated,
-            truncated=step.truncated,
-            episode_return=step.episode_return,
-            episode_length=step.episode_length,
-            episode_ended=step.episode_ended,
-        )
+            torch.mul(successor.older, going_on, out=self._now.older)
+            self._now.newest.copy_(first)
+        return Step(obs=self._now.stack, final_obs=successor.stack, **fields)

@@ -11,14 +11,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from envs.frame_stack import FrameStack
-from envs.runner import Step
 
 CPU = torch.device("cpu")
 
 
-def frames_step(first: torch.Tensor, last: torch.Tensor, terminated: torch.Tensor, truncated: torch.Tensor) -> Step:
-    number = torch.zeros(len(first), device=first.device)
-    return Step(first, number, terminated, truncated, last, number, number.long(), terminated | truncated)
+def fields_of(terminated: torch.Tensor, truncated: torch.Tensor) -> dict[str, torch.Tensor]:
+    """All fields of a Step but the observations."""
+    number = torch.zeros(len(terminated), device=terminated.device)
+    flags = {"terminated": terminated, "truncated": truncated, "episode_ended": terminated | truncated}
+    return {**flags, "reward": number, "episode_return": number, "episode_length": number.long()}
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -51,7 +52,7 @@ def test_stacks_are_the_frames_since_the_last_end(depth, channels, script):
         last = frames()
         first = torch.where((kind > 0)[:, None, None, None], frames(), last)
         stack.make_room()
-        step = stack.follow(frames_step(first, last, terminated, truncated), any_over=any(kinds))
+        step = stack.follow(first, last, fields_of(terminated, truncated), any_over=any(kinds))
         for row in range(3):
             history[row].append(last[row])
         assert torch.equal(step.final_obs, stacked(history))
@@ -73,7 +74,7 @@ def test_a_restored_stack_goes_on():
     frame = torch.full((2, 1, 3, 3), 9, dtype=torch.uint8)
     for stack in (one, other):
         stack.make_room()
-    left, right = (stack.follow(frames_step(frame, frame, never, never), False) for stack in (one, other))
+    left, right = (stack.follow(frame, frame, fields_of(never, never), False) for stack in (one, other))
     assert torch.equal(left.obs, right.obs)
     assert left.obs[0, :, 0, 0].tolist() == [0, 0, 7, 9]
 
@@ -97,15 +98,14 @@ def test_on_a_gpu_nothing_leaves_the_device_and_nothing_waits(channels):
     """Traced without a GPU: fake tensors refuse to be read on the host, and to meet those of another device."""
     device = torch.device("cuda", 0)
     with FakeTensorMode():
-        shape = (4, 1, 84, 84) if channels == 1 else (4, 1, 84, 84, 3)  # as ALE hands them out
-        frame = torch.empty(shape, dtype=torch.uint8, device=device)
+        frame = torch.empty(4, channels, 84, 84, dtype=torch.uint8, device=device)
         flags = torch.empty(4, dtype=torch.bool, device=device)
         stack = FrameStack(4, 4, (channels, 84, 84), device)
         with OneDevice(device):
             stack.start(frame)
             for any_over in (False, True):
                 stack.make_room()
-                step = stack.follow(frames_step(frame, frame, flags, flags), any_over)
+                step = stack.follow(frame, frame, fields_of(flags, flags), any_over)
             assert step.obs.shape == step.final_obs.shape == (4, 4 * channels, 84, 84)
             stack.restore(step.obs)
         with pytest.raises(AssertionError), OneDevice(device):  # the check can fail
