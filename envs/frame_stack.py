@@ -67,7 +67,7 @@ class FrameStack:
         self._coming.older.copy_(self._now.newer)
 
     def follow(self, first: Tensor, last: Tensor, fields: dict[str, Tensor], any_over: bool) -> Step:
-        """The Step to which an action led: `last`, the newest frames [N, C, H, W], and all fields but obs and final_obs.
+        """The Step to which an action led: its newest frames `last` [N, C, H, W], its fields but obs and final_obs.
 
         Rows that terminated or were truncated get a new stack in `obs`, of their frame in `first`; for other rows that
         is the one in `last`. any_over says, on the host, whether there is such a row.
