@@ -72,8 +72,8 @@ class Replay:
         self.device = device
         self.generator = generator
         slots = num_envs * self.slots
-        channels, *size = observation_spec.shape
-        frame_shape = (channels // self.stack, *size)  # all of the observation if nothing is stacked
+        self._channels = observation_spec.shape[0] // self.stack  # of one frame
+        frame_shape = (self._channels, *observation_spec.shape[1:])
         # Slot t of environment n is row n * self.slots + t of every ring.
         self.frame = _zeros((slots, *frame_shape), observation_spec.dtype, device)
         if isinstance(action_spec, ContinuousActionSpec):
@@ -156,7 +156,7 @@ class Replay:
         return env.index_select(0, kept), slot.index_select(0, kept)
 
     def _newest(self, obs: Tensor) -> Tensor:
-        return obs[:, -self.frame.shape[1] :] if self.stack > 1 else obs
+        return obs[:, -self._channels :]
 
     def _observation(self, first: Tensor, at: Tensor) -> Tensor:
         """The observations in rows `at` of environments whose rings begin at `first`, both int64 [B]."""
@@ -168,7 +168,7 @@ class Replay:
         unbroken = self.is_transition[rows]
         unbroken[:, -1] = True
         same_episode = unbroken.flip(1).cumprod(1).flip(1)
-        frames = frames * same_episode.view(*same_episode.shape, *[1] * (frames.ndim - 2)).to(frames.dtype)
+        frames *= same_episode.view(*same_episode.shape, *[1] * (frames.ndim - 2)).to(frames.dtype)
         return frames.flatten(1, 2)
 
     def state_dict(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from envs.atari_first_ready import make_first_ready
 from envs.registry import EnvironmentNotFound, known_ids, make
 from envs.runner import (
     ActionSpec,
@@ -40,6 +41,7 @@ __all__ = [
     "as_stable_baselines3",
     "known_ids",
     "make",
+    "make_first_ready",
     "make_sequence",
 ]
 

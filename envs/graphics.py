@@ -77,8 +77,8 @@ def load_compiler_first() -> None:
         return
     if _driver_is_loaded():
         warnings.warn(
-            "Mesa's OpenGL driver was loaded before PyTorch's compiler, so that the first torch.optim optimiser will crash "
-            "this process: call envs.graphics.load_compiler_first() before importing dm_control",
+            "Mesa's OpenGL driver was loaded before PyTorch's compiler, so that the first torch.optim optimiser will "
+            "crash this process: call envs.graphics.load_compiler_first() before importing dm_control",
             RuntimeWarning,
             stacklevel=3,
         )

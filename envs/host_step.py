@@ -77,16 +77,20 @@ class StepMemory:
         self._uploaded.record(torch.cuda.current_stream(self.device))
         return Step(obs=obs, final_obs=final_obs, **scalars)
 
-    def publish_arrays(self, obs: np.ndarray, final_obs: np.ndarray) -> Step:
-        """As `publish`, for a simulator that makes new observation arrays at each step; `final_obs` may be `obs`."""
+    def upload(self, obs: np.ndarray, final_obs: np.ndarray) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """For a simulator that makes new arrays at each step: both, which may be one, and the Step's other fields."""
         alike = final_obs is obs
         if self._uploaded is None:
             first = torch.from_numpy(obs)
-            return Step(obs=first, final_obs=first if alike else torch.from_numpy(final_obs), **self._scalars)
+            return first, first if alike else torch.from_numpy(final_obs), self._scalars
         self.obs[...] = obs
         if not alike:
             self.final_obs[...] = final_obs
-        return self.publish(any_ended=not alike)
+        first = self._obs.to(self.device, non_blocking=True)
+        last = first if alike else self._final_obs.to(self.device, non_blocking=True)
+        scalars = _scalar_views(self._block.to(self.device, non_blocking=True), len(self.reward))
+        self._uploaded.record(torch.cuda.current_stream(self.device))
+        return first, last, scalars
 
     def upload_obs(self) -> Tensor:
         """The observation alone, as `Runner.reset` returns it."""

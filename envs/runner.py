@@ -5,7 +5,8 @@ Every backend (MuJoCo batch, ALE, Gymnasium) hands out the same `Step` of tensor
 Semantics, the same everywhere (specs/environment-runner.md, section 4):
 
 * `obs` is what the policy acts on next. Where an episode just ended it is the first observation of the next episode.
-* `final_obs` is the successor of the action just taken, for every row. Where nothing ended it equals `obs`.
+* `final_obs` is the successor of the action just taken, for every row. Where nothing ended it equals `obs`. Where a
+  lost life is reported as a termination and the game goes on, `obs` is the same frame in a stack that begins anew.
 * No action is ever ignored: every row of every step is a real transition.
 * `terminated` means the task is over (bootstrap value 0), `truncated` means the clock ran out (bootstrap from
   `final_obs`). Both can be true in the same step.
@@ -47,9 +48,9 @@ class Step:
 class ObservationSpec:
     """Shape of one environment's observation. uint8 images are [channels, height, width], unscaled 0..255.
 
-    `stacked_frames` > 1 says that the first axis is a stack of that many consecutive frames, oldest first, zeros before
-    the first frame of an episode, so that a replay may store each frame once. A frame has `channels / stacked_frames`
-    channels: 1 if it is grey, 3 if it is red, green and blue.
+    `stacked_frames` > 1 says that the first axis is a stack of consecutive frames, oldest first, of
+    shape[0] // stacked_frames channels each, zeros before the first frame since the last termination or truncation, so
+    that a replay may store each frame once.
     """
 
     shape: tuple[int, ...]

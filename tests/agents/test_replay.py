@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import envs
 from agents.replay import Replay
 from envs import ObservationSpec
 from tests.agents.fakes import BOX, BUTTONS, CPU, FRAMES, VECTOR, make_step
@@ -123,39 +124,64 @@ def test_truncated_rows_bootstrap_from_the_true_last_observation():
     assert not batch.terminated.any()
 
 
-def play_frames(replay: Replay, episodes: list[int]) -> list[torch.Tensor]:
+def play_frames(replay: Replay, episodes: list[int], channels: int = 1) -> list[torch.Tensor]:
     """Episodes of the given lengths with frames numbered 1, 2, ...; returns the stacks that the environment showed."""
     shown, number = [], 0
 
     def frame() -> torch.Tensor:
         nonlocal number
         number += 1
-        return torch.full((1, 36, 36), number, dtype=torch.uint8)
+        return torch.full((channels, 36, 36), number, dtype=torch.uint8)
 
-    stack = torch.cat([torch.zeros(3, 36, 36, dtype=torch.uint8), frame()])[None]
+    def first() -> torch.Tensor:
+        return torch.cat([torch.zeros(3 * channels, 36, 36, dtype=torch.uint8), frame()])[None]
+
+    stack = first()
     for length in episodes:
         for t in range(length):
             shown.append(stack)
-            successor = torch.cat([stack[0, 1:], frame()])[None]
+            successor = torch.cat([stack[0, channels:], frame()])[None]
             ended = t == length - 1
-            following = torch.cat([torch.zeros(3, 36, 36, dtype=torch.uint8), frame()])[None] if ended else successor
+            following = first() if ended else successor
             replay.add(stack, torch.zeros(1, dtype=torch.int64), make_step(following, 0.0, ended, False, successor))
             stack = following
     return shown
 
 
+@pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("capacity", [200, 23])
-def test_frame_stacks_are_rebuilt_as_they_were_shown(capacity):
+def test_frame_stacks_are_rebuilt_as_they_were_shown(capacity, channels):
     """Also at episode starts (zeros) and, in the full ring of 23, without frames that were overwritten."""
-    replay = make_replay(capacity, observation_spec=FRAMES, action_spec=BUTTONS)
-    shown = {int(stack[0, -1, 0, 0]): stack[0] for stack in play_frames(replay, [1, 2, 3, 7, 30, 2, 5])}
+    spec = ObservationSpec((4 * channels, *FRAMES.shape[1:]), FRAMES.dtype, FRAMES.stacked_frames)
+    replay = make_replay(capacity, observation_spec=spec, action_spec=BUTTONS)
+    shown = {int(stack[0, -1, 0, 0]): stack[0] for stack in play_frames(replay, [1, 2, 3, 7, 30, 2, 5], channels)}
     batch = replay.sample(400, 0.99)
     newest = batch.obs[:, -1, 0, 0].tolist()
     assert len(set(newest)) > 10
     for i, number in enumerate(newest):
         assert torch.equal(batch.obs[i], shown[number])
         # the successor's stack: the same frames moved by one
-        assert torch.equal(batch.next_obs[i, :-1], batch.obs[i, 1:])
+        assert torch.equal(batch.next_obs[i, :-channels], batch.obs[i, channels:])
+
+
+@pytest.mark.parametrize("grayscale", [True, False])
+def test_stacks_of_a_game_with_lives_come_back_as_the_policy_saw_them(grayscale):
+    """Every stored transition of Breakout, over lost lives, truncations and ends."""
+    lives = {"life_loss_terminates": True, "grayscale": grayscale, "image_size": 40, "max_frames": 400}
+    runner = envs.make("atari/Breakout", 1, 0, **lives)
+    replay = Replay(400, 1, runner.observation_spec, runner.action_spec, CPU, torch.Generator().manual_seed(0))
+    shown, obs = [], runner.reset().clone()
+    for action in torch.randint(4, (300, 1), generator=torch.Generator().manual_seed(1)):
+        step = runner.step(action)
+        replay.add(obs, action, step)
+        shown.append((obs[0], action[0], step.reward[0].clone(), step.terminated[0].clone(), step.final_obs[0].clone()))
+        obs = step.obs.clone()
+    slots = torch.nonzero(replay.is_transition).flatten()
+    batch = replay.gather(torch.zeros_like(slots), slots, 0.99)
+    fields = batch.obs, batch.action, batch.reward, batch.terminated, batch.next_obs
+    for stored, seen in zip(fields, zip(*shown, strict=True), strict=True):
+        assert torch.equal(stored, torch.stack(seen))
+    assert batch.terminated.sum() >= 4
 
 
 def test_memory_is_the_raw_arrays_and_no_more():

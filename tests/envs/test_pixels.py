@@ -558,7 +558,8 @@ warnings.simplefilter("always")
 import envs
 with warnings.catch_warnings(record=True) as caught:
     runner = envs.make("dmc/cartpole-balance", obs="pixels", image_size=16)
-print(runner.reset().shape, runner.spec.versions["opengl"], [str(warning.message) for warning in caught if warning.category is RuntimeWarning])
+told = [str(warning.message) for warning in caught if warning.category is RuntimeWarning]
+print(runner.reset().shape, runner.spec.versions["opengl"], told)
 """
 
 
