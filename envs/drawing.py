@@ -36,6 +36,8 @@ class Profile:
     reflections: bool
 
 
+FREE_CAMERA = -1  # stands where it sees the whole model
+
 PROFILES = {
     "reference": Profile(multisamples=None, facets=1.0, shadows=True, reflections=True),
     "fast": Profile(multisamples=0, facets=0.5, shadows=False, reflections=False),
@@ -44,7 +46,7 @@ PROFILES = {
 
 @dataclass(frozen=True)
 class View:
-    """What is drawn of every simulation. camera: name or number of a camera of the model. Sizes in pixels."""
+    """What is drawn of every simulation. camera: name or number of one of the model, or FREE_CAMERA. Sizes in pixels."""
 
     camera: int | str
     height: int
@@ -59,7 +61,9 @@ class View:
 
 
 def camera_number(model: Model, camera: int | str) -> int:
-    """The number of a model's camera. Raises ValueError naming the model's cameras if it has no such one."""
+    """The number of a model's camera, -1 for the free one. Raises ValueError naming the model's cameras otherwise."""
+    if camera == FREE_CAMERA:
+        return FREE_CAMERA
     names = [model.camera(number).name for number in range(model.ncam)]
     if isinstance(camera, str) and camera in names:
         return names.index(camera)
@@ -187,8 +191,11 @@ class _Easel:
         self._option, self._perturbation = mujoco.MjvOption(), mujoco.MjvPerturb()
         self._option.flags[mujoco.mjtVisFlag.mjVIS_RANGEFINDER] = False  # as dm_control draws; no v5 task has any
         self._camera = mujoco.MjvCamera()
-        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
-        self._camera.fixedcamid = camera_number(model, view.camera)
+        if camera_number(model, view.camera) == FREE_CAMERA:
+            mujoco.mjv_defaultFreeCamera(model, self._camera)
+        else:
+            self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+            self._camera.fixedcamid = camera_number(model, view.camera)
         self._rectangle = mujoco.MjrRect(0, 0, view.width, view.height)
         self._pixels = np.empty((view.height, view.width, 3), np.uint8)
 

@@ -12,9 +12,12 @@ from typing import Any
 Count = int  # at least 1
 Scale = float  # not negative
 Range = tuple[float, float]  # the lower bound first; bounds may be infinite
+Duration = float  # seconds, positive, may be infinite
 
 
 def _number(value: Any) -> float:
+    if value in ("inf", "-inf"):  # as text in the record of a run, because JSON has no infinity
+        return float(value)
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError
     return float(value)
@@ -51,6 +54,16 @@ def _range(value: Any) -> Range:
     return low, high
 
 
+def _duration(value: Any) -> float:
+    _require(_number(value) > 0.0)
+    return float(value)
+
+
+def _whole(value: Any) -> int:
+    _require(isinstance(value, Integral) and not isinstance(value, bool))
+    return int(value)
+
+
 def _text(value: Any) -> str:
     _require(isinstance(value, str))
     return value
@@ -64,6 +77,9 @@ KINDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "bool": ("True or False", _flag),
     "Count": ("a whole number of at least 1", _count),
     "float": ("a finite number", _finite),
+    "float | None": ("a finite number or null", lambda value: None if value is None else _finite(value)),
+    "int": ("a whole number", _whole),
+    "Duration": ("a positive number of seconds", _duration),
     "Scale": ("a finite number that is not negative", _scale),
     "Range": ("two numbers, the lower first", _range),
     "str": ("a string", _text),

@@ -430,7 +430,7 @@ def test_springs_belong_to_a_row_and_are_saved():
         ("dmc/dog-walk", {"move_speed": 0.0}, "move_speed must be positive"),
         ("dmc/quadruped-run", {"desired_speed": 0.0}, "desired_speed must be positive"),
         ("dmc/walker-walk", {"control_timestep": 0.003}, "control_timestep must be a multiple of 0.0025"),
-        ("dmc/walker-walk", {"time_limit": 0.0}, "time_limit must be positive"),
+        ("dmc/walker-walk", {"time_limit": 0.0}, "time_limit must be a positive number"),
     ],
 )
 def test_settings_out_of_range_are_refused(env_id, settings, message):

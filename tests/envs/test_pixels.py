@@ -125,11 +125,11 @@ def test_every_picture_is_that_of_dm_control(env_id, opengl):
 
 # Seed, actions until the end of an episode at the latest, settings of ours and of Gymnasium.
 V5 = {
-    "mujoco/HalfCheetah-v5": (0, 3, {"horizon": 3}, {"max_episode_steps": 3}),
+    "mujoco/HalfCheetah-v5": (0, 3, {"max_episode_steps": 3}, {"max_episode_steps": 3}),
     "mujoco/Hopper-v5": (0, 12, {"healthy_z_range": (1.24, math.inf)}, {"healthy_z_range": (1.24, math.inf)}),
-    "mujoco/Walker2d-v5": (0, 4, {"horizon": 4}, {"max_episode_steps": 4}),
-    "mujoco/Ant-v5": (0, 3, {"horizon": 3}, {"max_episode_steps": 3}),
-    "mujoco/Humanoid-v5": (0, 3, {"horizon": 3}, {"max_episode_steps": 3}),
+    "mujoco/Walker2d-v5": (0, 4, {"max_episode_steps": 4}, {"max_episode_steps": 4}),
+    "mujoco/Ant-v5": (0, 3, {"max_episode_steps": 3}, {"max_episode_steps": 3}),
+    "mujoco/Humanoid-v5": (0, 3, {"max_episode_steps": 3}, {"max_episode_steps": 3}),
 }
 
 
@@ -184,7 +184,9 @@ def test_rewards_and_ends_are_those_of_the_task_without_pixels(env_id, settings,
 def test_threads_change_nothing(profile, opengl):
     runs = []
     for threads in (1, 2, 3):
-        runner = pixels("mujoco/Hopper-v5", 3, threads=threads, image_size=24, render_profile=profile, horizon=2)
+        runner = pixels(
+            "mujoco/Hopper-v5", 3, threads=threads, image_size=24, render_profile=profile, max_episode_steps=2
+        )
         first = runner.reset().clone()
         runs.append([{"obs": first}, *(copy_of(runner.step(action)) for action in uniform_actions(runner, 3))])
         runner.close()
@@ -571,3 +573,14 @@ def test_a_driver_that_dm_control_has_loaded_does_not_kill_us(opengl):
     assert "[1, 9, 16, 16]" in out
     if "LLVM" in out and importlib.util.find_spec("triton") is not None:
         assert "load_compiler_first() before importing dm_control" in out
+
+
+def test_a_model_without_cameras_is_seen_whole(opengl):
+    from envs.mujoco_batch import make_task
+
+    assert make_task("mujoco/Reacher-v5").camera == -1
+    runner = pixels("mujoco/Reacher-v5", 2, image_size=32)
+    first = runner.reset()
+    assert first[:, -3:].float().std() > 1  # something is seen
+    assert not torch.equal(first[0], first[1])  # and it is the row's own
+    runner.close()

@@ -48,7 +48,11 @@ def test_what_cannot_be_a_setting_is_one_sentence(flags, message):
     ("env_id", "flags", "message"),
     [
         ("dmc/walker-walk", ["--env-set", "protocol=machado"], "no setting 'protocol'"),
-        ("dmc/walker-walk", ["--env-set", "time_limit=long"], "time_limit must be of the kind of its default"),
+        (
+            "dmc/walker-walk",
+            ["--env-set", "time_limit=long"],
+            "time_limit must be a positive number of seconds, got 'long'",
+        ),
         ("dmc/walker-walk", ["--image-size", "64"], "only with obs='pixels'"),
         ("gym/CartPole-v1", ["--obs", "pixels"], "no setting 'obs'"),
         ("gym/Pendulum-v1", ["--env-set", "max_episode_steps=long"], "does not take the settings"),

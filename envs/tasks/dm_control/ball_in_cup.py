@@ -8,6 +8,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
 
 from envs.tasks.dm_control.base import ControlTask
+from envs.tasks.settings import Duration
 from envs.tasks.task import Array, copies
 
 
@@ -18,7 +19,7 @@ class BallInCup(ControlTask):
     file: ClassVar[str] = "ball_in_cup.xml"
     fields: ClassVar[tuple[str, ...]] = ("site_xpos", "xpos", "ncon")
     contact_free: ClassVar[bool] = True
-    time_limit: float = 20.0
+    time_limit: Duration = 20.0
     control_timestep: float | None = 0.02
 
     @cached_property

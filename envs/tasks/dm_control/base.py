@@ -22,6 +22,7 @@ from envs.mujoco_simulation import (
     engine,
     load_model,
 )
+from envs.tasks.settings import Duration, settle
 from envs.tasks.task import Array, copies, package_file
 
 ACTUATION_DISABLED = 1 << 11  # mjDSBL_ACTUATION
@@ -56,12 +57,11 @@ class ControlTask:
     lifted: ClassVar[bool] = False
     settling_steps: ClassVar[int] = 0
 
-    time_limit: float = 10.0  # seconds
+    time_limit: Duration = 10.0
     control_timestep: float | None = None  # seconds; None: one simulator step
 
     def __post_init__(self) -> None:
-        if not self.time_limit > 0:
-            raise ValueError(f"time_limit must be positive, got {self.time_limit}")
+        settle(self)
 
     @cached_property
     def model(self) -> Model:

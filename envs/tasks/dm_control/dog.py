@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from envs.tasks.dm_control.base import ZX, ZZ, ControlTask, length, local_vector
+from envs.tasks.settings import Duration
 from envs.tasks.task import Array, copies
 from envs.tasks.tolerance import tolerance
 
@@ -28,7 +29,7 @@ class Dog(ControlTask):
 
     file: ClassVar[str] = "dog.xml"
     fields: ClassVar[tuple[str, ...]] = ("act", "sensordata", "xmat", "xpos")
-    time_limit: float = 15.0
+    time_limit: Duration = 15.0
     control_timestep: float | None = 0.015
     move_speed: float | None = None  # metres per second; None: not rewarded. Also the floor's size depends on it
     observe_reward_factors: bool = False  # the 6 or 7 factors of the reward, behind all else
@@ -78,7 +79,7 @@ class DogFetch(ControlTask):
         *("act", "sensordata", "xmat", "xpos"),
         *("geom_xpos", "site_xpos", "site_xmat", "cvel", "subtree_com"),
     )
-    time_limit: float = 15.0
+    time_limit: Duration = 15.0
     control_timestep: float | None = 0.015
     observe_reward_factors: bool = False  # the 8 factors of the reward, behind all else
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from envs.tasks.dm_control.base import ControlTask, length
+from envs.tasks.settings import Duration
 from envs.tasks.task import Array, copies
 
 
@@ -20,7 +21,7 @@ class FingerSpin(ControlTask):
     file: ClassVar[str] = "finger.xml"
     fields: ClassVar[tuple[str, ...]] = ("sensordata", "ncon")
     contact_free: ClassVar[bool] = True
-    time_limit: float = 20.0
+    time_limit: Duration = 20.0
     control_timestep: float | None = 0.02
     spin_velocity: float = 15.0  # radians per second
     hinge_damping: float = 0.03
@@ -48,7 +49,7 @@ class FingerTurn(ControlTask):
     fields: ClassVar[tuple[str, ...]] = ("sensordata", "ncon")
     expanded: ClassVar[tuple[str, ...]] = ("site_pos",)
     contact_free: ClassVar[bool] = True
-    time_limit: float = 20.0
+    time_limit: Duration = 20.0
     control_timestep: float | None = 0.02
     target_radius: float = 0.07  # metres
 

@@ -8,6 +8,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
 
 from envs.tasks.dm_control.base import ZZ, ControlTask, length, local_vector, unit
+from envs.tasks.settings import Duration
 from envs.tasks.task import Array, copies
 from envs.tasks.tolerance import tolerance
 
@@ -17,7 +18,7 @@ class FishUpright(ControlTask):
     """Turn the body upright. Observation 21, actions 5."""
 
     file: ClassVar[str] = "fish.xml"
-    time_limit: float = 40.0
+    time_limit: Duration = 40.0
     control_timestep: float | None = 0.04
 
     def edit(self, spec: Any) -> None:
@@ -40,7 +41,7 @@ class FishSwim(ControlTask):
     file: ClassVar[str] = "fish.xml"
     fields: ClassVar[tuple[str, ...]] = ("xmat", "geom_xpos", "geom_xmat")
     expanded: ClassVar[tuple[str, ...]] = ("geom_pos",)
-    time_limit: float = 40.0
+    time_limit: Duration = 40.0
     control_timestep: float | None = 0.04
 
     @cached_property

@@ -8,6 +8,7 @@ from types import ModuleType, SimpleNamespace
 from typing import ClassVar
 
 from envs.tasks.dm_control.base import ControlTask
+from envs.tasks.settings import Duration
 from envs.tasks.task import Array
 from envs.tasks.tolerance import tolerance
 
@@ -21,7 +22,7 @@ class Hopper(ControlTask):
 
     file: ClassVar[str] = "hopper.xml"
     fields: ClassVar[tuple[str, ...]] = ("xipos", "sensordata")
-    time_limit: float = 20.0
+    time_limit: Duration = 20.0
     control_timestep: float | None = 0.02
     hopping: bool = True
     stand_height: float = 0.6  # metres of the torso above the foot

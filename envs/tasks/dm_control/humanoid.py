@@ -8,6 +8,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
 
 from envs.tasks.dm_control.base import ZX, ZY, ZZ, ControlTask, length, local_vector, unit
+from envs.tasks.settings import Duration
 from envs.tasks.task import Array
 from envs.tasks.tolerance import tolerance
 
@@ -35,7 +36,7 @@ class Humanoid(ControlTask):
     file: ClassVar[str] = "humanoid.xml"
     fields: ClassVar[tuple[str, ...]] = ("xmat", "xpos", "sensordata", "ncon")
     contact_free: ClassVar[bool] = True
-    time_limit: float = 25.0
+    time_limit: Duration = 25.0
     control_timestep: float | None = 0.025
     stand_height: float = 1.4  # metres of the head
     move_speed: float = 0.0  # metres per second
@@ -58,7 +59,7 @@ class HumanoidCMU(ControlTask):
     file: ClassVar[str] = "humanoid_CMU.xml"
     fields: ClassVar[tuple[str, ...]] = ("xmat", "xpos", "sensordata", "ncon")
     contact_free: ClassVar[bool] = True
-    time_limit: float = 20.0
+    time_limit: Duration = 20.0
     control_timestep: float | None = 0.02
     stand_height: float = 1.4  # metres of the head
     move_speed: float = 0.0  # metres per second

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from envs.mujoco_simulation import STAGE_NONE, engine
 from envs.tasks.dm_control.base import ControlTask, length
+from envs.tasks.settings import Duration
 from envs.tasks.task import Array
 
 
@@ -26,7 +27,7 @@ class LinearQuadraticRegulator(ControlTask):
     fields: ClassVar[tuple[str, ...]] = ()
     expanded: ClassVar[tuple[str, ...]] = ("jnt_stiffness",)
     stage: ClassVar[int] = STAGE_NONE
-    time_limit: float = 30.0
+    time_limit: Duration = 30.0
     n_bodies: int = 2
     n_actuators: int = 1  # the first bodies
     control_cost_coef: float = 0.1

@@ -8,6 +8,7 @@ from types import ModuleType, SimpleNamespace
 from typing import ClassVar
 
 from envs.tasks.dm_control.base import XZ, ZZ, ControlTask
+from envs.tasks.settings import Duration
 from envs.tasks.task import Array
 from envs.tasks.tolerance import tolerance
 
@@ -17,7 +18,7 @@ class Pendulum(ControlTask):
     """Swing the pole up; reward 1 within 8 degrees of upright. Observation 3, action 1."""
 
     file: ClassVar[str] = "pendulum.xml"
-    time_limit: float = 20.0
+    time_limit: Duration = 20.0
     cosine: float = math.cos(math.radians(8.0))
 
     def observe(self, xp: ModuleType, physics: SimpleNamespace) -> tuple[Array, ...]:

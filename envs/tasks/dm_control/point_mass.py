@@ -7,6 +7,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
 
 from envs.tasks.dm_control.base import ControlTask, length, ruled_out, unit
+from envs.tasks.settings import Duration
 from envs.tasks.task import Array
 from envs.tasks.tolerance import tolerance
 
@@ -19,7 +20,7 @@ class PointMass(ControlTask):
 
     file: ClassVar[str] = "point_mass.xml"
     fields: ClassVar[tuple[str, ...]] = ("geom_xpos",)
-    time_limit: float = 20.0
+    time_limit: Duration = 20.0
 
     def observe(self, xp: ModuleType, physics: SimpleNamespace) -> tuple[Array, ...]:
         return physics.qpos, physics.qvel
@@ -38,7 +39,7 @@ class PointMassRandomGains(ControlTask):
     file: ClassVar[str] = "point_mass.xml"
     fields: ClassVar[tuple[str, ...]] = ("geom_xpos",)
     expanded: ClassVar[tuple[str, ...]] = ("wrap_prm",)
-    time_limit: float = 20.0
+    time_limit: Duration = 20.0
 
     def start(self, xp: ModuleType, random: Any, default: SimpleNamespace) -> dict[str, Array]:
         qpos = self.randomized_joints(random, default)

@@ -12,6 +12,7 @@ import numpy as np
 
 from envs.mujoco_simulation import engine
 from envs.tasks.dm_control.base import ZZ, ControlTask, length, local, local_vector, unit
+from envs.tasks.settings import Duration
 from envs.tasks.task import Array, copies, flat
 from envs.tasks.tolerance import tolerance
 
@@ -29,7 +30,7 @@ class QuadrupedMove(ControlTask):
     file: ClassVar[str] = "quadruped.xml"
     fields: ClassVar[tuple[str, ...]] = ("act", "sensordata", "xmat", "xpos", "ncon")
     lifted: ClassVar[bool] = True
-    time_limit: float = 20.0
+    time_limit: Duration = 20.0
     control_timestep: float | None = 0.02
     desired_speed: float = 0.5  # metres per second; also the floor's size depends on it
 
@@ -70,7 +71,7 @@ class QuadrupedFetch(ControlTask):
     file: ClassVar[str] = "quadruped.xml"
     fields: ClassVar[tuple[str, ...]] = ("act", "sensordata", "xmat", "xpos", "site_xpos", "ncon")
     lifted: ClassVar[bool] = True
-    time_limit: float = 20.0
+    time_limit: Duration = 20.0
     control_timestep: float | None = 0.02
 
     def edit(self, spec: Any) -> None:

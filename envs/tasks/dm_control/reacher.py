@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from envs.tasks.dm_control.base import ControlTask, length
+from envs.tasks.settings import Duration
 from envs.tasks.task import Array, copies
 from envs.tasks.tolerance import tolerance
 
@@ -21,7 +22,7 @@ class Reacher(ControlTask):
     file: ClassVar[str] = "reacher.xml"
     fields: ClassVar[tuple[str, ...]] = ("geom_xpos",)
     expanded: ClassVar[tuple[str, ...]] = ("geom_pos",)
-    time_limit: float = 20.0
+    time_limit: Duration = 20.0
     target_size: float = 0.05  # radius in metres
 
     def edit(self, spec: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from envs.mujoco_simulation import engine
 from envs.tasks.dm_control.base import ControlTask, length, local_vector
+from envs.tasks.settings import Duration
 from envs.tasks.task import Array, copies, flat
 from envs.tasks.tolerance import tolerance
 
@@ -23,7 +24,7 @@ class Swimmer(ControlTask):
     file: ClassVar[str] = "swimmer.xml"
     fields: ClassVar[tuple[str, ...]] = ("geom_xpos", "xmat", "sensordata")
     expanded: ClassVar[tuple[str, ...]] = ("geom_pos", "light_pos")
-    time_limit: float = 30.0
+    time_limit: Duration = 30.0
     control_timestep: float | None = 0.03
     n_links: int = 6
 

@@ -8,6 +8,7 @@ from types import ModuleType, SimpleNamespace
 from typing import ClassVar
 
 from envs.tasks.dm_control.base import XX, XZ, ZZ, ControlTask
+from envs.tasks.settings import Duration
 from envs.tasks.task import Array, flat
 from envs.tasks.tolerance import tolerance
 
@@ -18,7 +19,7 @@ class Walker(ControlTask):
 
     file: ClassVar[str] = "walker.xml"
     fields: ClassVar[tuple[str, ...]] = ("xmat", "xpos", "sensordata")
-    time_limit: float = 25.0
+    time_limit: Duration = 25.0
     control_timestep: float | None = 0.025
     stand_height: float = 1.2  # metres
     move_speed: float = 0.0  # metres per second
