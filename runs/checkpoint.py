@@ -40,9 +40,9 @@ import torch
 from torch import Tensor
 
 from agents.replay import Rings
+from envs.cores import available_cores
 from runs import chunks
 from runs.chunks import SavedRings
-from envs.cores import available_cores
 from runs.files import link_or_copy, read_json, sync, write_json
 
 FOLDER = "checkpoints"
