@@ -152,6 +152,8 @@ def make_run_folder(config: RunConfig, options: TrainOptions) -> Path:
         for path in made:
             sync(path.parent)
     except OSError as error:
+        if folder in made:
+            (folder / CONFIG).unlink(missing_ok=True)
         for path in made:
             if path.is_dir():
                 path.rmdir()
