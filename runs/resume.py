@@ -162,7 +162,7 @@ def differences(then: dict[str, Any], here: dict[str, Any]) -> list[str]:
 
     Raises UsageError if the environment itself is another one.
     """
-    runner_here = json.loads(json.dumps(here["runner"]))
+    runner_here = json.loads(json.dumps(here["runner"]))  # as config.json has it
     for name, value in then.get("runner", {}).items():
         if name not in ("settings", "versions") and runner_here.get(name) != value:
             raise UsageError(f"the environment of the run has {name} {value}, here it has {runner_here.get(name)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import os
 import platform
 import subprocess
@@ -172,8 +173,17 @@ def describe_environment(runner: Runner) -> dict[str, Any]:
         "commit": _commit(),
         "machine": f"{_processor()}, {available_cores()} cores",
         "versions": versions | runner.spec.versions,
-        "runner": dataclasses.asdict(runner.spec),
+        "runner": _plain(dataclasses.asdict(runner.spec)),
     }
+
+
+def _plain(value: Any) -> Any:
+    """A nested value with infinity, which JSON does not have and a healthy range may, as text."""
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def summarise_run(folder: Path) -> dict[str, Any]:
