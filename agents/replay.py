@@ -17,6 +17,7 @@ it and are zero before the first frame of the episode.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,37 @@ class Batch:
     next_obs: Tensor
     terminated: Tensor
     discount: Tensor
+
+
+@dataclass(frozen=True)
+class Rings:
+    """What a replay holds, where it lies: a checkpoint copies only the slots written since the one before.
+
+    tensors: by name [N, T, ...], no copies. head [N] int64: slots ever used, for each environment; the slot at the head
+    holds the observation that waits for its action. Between two heads, the slots from the older to the newer, both
+    included, have changed, and no others.
+    """
+
+    tensors: dict[str, Tensor]
+    head: Tensor
+
+    @property
+    def filled(self) -> int:
+        """Slots that hold anything; all behind them are zero."""
+        slots = next(iter(self.tensors.values())).shape[1]
+        return min(int(self.head.max()) + 1, slots)
+
+    def pieces(self) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """(first slot, tensors [N, some slots, ...]) until all filled slots are through; here, all at once."""
+        yield 0, {name: ring[:, : self.filled] for name, ring in self.tensors.items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        (_, filled), *_ = self.pieces()
+        return {"tensors": {name: ring.clone() for name, ring in filled.items()}, "head": self.head}
+
+
+# Plain tensors by name: may be read back where `torch.load` executes no code.
+torch.serialization.add_safe_globals([Rings])
 
 
 class Replay:
@@ -172,20 +204,23 @@ class Replay:
         return frames.flatten(1, 2)
 
     def state_dict(self) -> dict[str, Any]:
-        """The filled part of the rings [N, filled, ...], the heads and the sampler's generator."""
-        filled = min(int(self.head.max()) + 1, self.slots)
-        rings = {name: ring[:, :filled].clone() for name, ring in self._rings().items()}
-        return {"rings": rings, "head": self.head.clone(), "generator": self.generator.get_state()}
+        """The rings as they lie in memory, with their heads, and the sampler's generator."""
+        return {"rings": Rings(self._rings(), self.head.clone()), "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore exactly. Raises ValueError if the saved ring has another shape."""
-        for name, ring in self._rings().items():
-            saved = state["rings"][name]
-            if saved.shape[0] != self.num_envs or saved.shape[1] > self.slots or saved.shape[2:] != ring.shape[2:]:
-                raise ValueError(f"saved replay '{name}' has shape {list(saved.shape)}, this ring {list(ring.shape)}")
-            ring[:, : saved.shape[1]] = saved.to(self.device)
-        self._rings()["is_transition"][:, state["rings"]["is_transition"].shape[1] :] = False
-        self.head.copy_(state["head"])
+        rings, saved = self._rings(), state["rings"]
+        for first, piece in saved.pieces():
+            for name, ring in rings.items():
+                slots = slice(first, first + piece[name].shape[1])
+                if slots.stop > self.slots or ring[:, slots].shape != piece[name].shape:
+                    raise ValueError(
+                        f"saved replay '{name}' has shape {list(piece[name].shape)} from slot {first} on, "
+                        f"this ring {list(ring.shape)}"
+                    )
+                ring[:, slots] = piece[name].to(self.device)
+        rings["is_transition"][:, saved.filled :] = False
+        self.head.copy_(saved.head)
         self.generator.set_state(state["generator"])
 
     def _rings(self) -> dict[str, Tensor]:

@@ -46,7 +46,7 @@ PROFILES = {
 
 @dataclass(frozen=True)
 class View:
-    """What is drawn of every simulation. camera: name or number of one of the model, or FREE_CAMERA. Sizes in pixels."""
+    """What is drawn of every simulation. camera: name or number of one in it, or FREE_CAMERA; sizes in pixels."""
 
     camera: int | str
     height: int

@@ -357,6 +357,10 @@ def _horizon(env: gymnasium.Env) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
+# Reads the metadata of every installed package, and each evaluation makes its environments anew.
+_distributions = functools.cache(packages_distributions)
+
+
 def _versions(env: gymnasium.Env) -> dict[str, str]:
     """Versions of gymnasium and of the package in which the environment's class is, if that is another one."""
     packages = {"gymnasium"}
@@ -368,5 +372,5 @@ def _versions(env: gymnasium.Env) -> dict[str, str]:
     elif module.startswith("gymnasium.envs.box2d"):
         packages.add("box2d")
     else:
-        packages.update(packages_distributions().get(module.partition(".")[0], ()))
+        packages.update(_distributions().get(module.partition(".")[0], ()))
     return {name: version(name) for name in sorted(packages)}

@@ -17,6 +17,7 @@ from runs.options import (
     EvaluateOptions,
     ListOptions,
     ReportOptions,
+    ResumeOptions,
     WatchOptions,
     parse,
 )
@@ -26,6 +27,7 @@ OVERVIEW = """usage: neoteny COMMAND [options]
 A continual- and reinforcement-learning laboratory.
 
   train AGENT --env ID   train an agent online, several seeds side by side
+  resume RUN             continue a run that was stopped, killed or cut off
   evaluate RUN           scores of a run's newest checkpoint
   watch RUN              a video of one episode, without a display
   report RUN [RUN ...]   learning curves with intervals as one HTML page and a PNG
@@ -42,6 +44,13 @@ def train(arguments: Sequence[str]) -> int:
     from runs.train import train_command
 
     return train_command(arguments)
+
+
+def resume(arguments: Sequence[str]) -> int:
+    options = parse(ResumeOptions, arguments, "neoteny resume", "neoteny resume results/td3-dmc-cartpole-swingup")
+    from runs.resume import resume_run
+
+    return resume_run(options)
 
 
 def evaluate(arguments: Sequence[str]) -> int:
@@ -121,6 +130,7 @@ def bench(arguments: Sequence[str]) -> int:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
+    "resume": resume,
     "evaluate": evaluate,
     "watch": watch,
     "report": report,

@@ -30,6 +30,8 @@ class RunConfig:
     eval_every: int
     eval_episodes: int
     checkpoint_every: int
+    keep_every: int | None = None
+    """the first checkpoint after each multiple of so many steps stays for good"""
     log_every: int
     device: str
     threads: int
@@ -43,9 +45,9 @@ class RunConfig:
     """where it ran: commit, machine, versions, the runner's own description"""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "num_envs", "eval_every", "eval_episodes", "checkpoint_every", "log_every"):
+        for name in ("steps", "num_envs", "eval_every", "eval_episodes", "checkpoint_every", "keep_every", "log_every"):
             value = vars(self)[name]
-            if value < 1:
+            if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if not self.seeds:
             raise ValueError("a run needs at least one seed")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +42,28 @@ def write_atomically(path: Path | str, data: bytes | str) -> None:
     content = data.encode() if isinstance(data, str) else data
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+def write_new(path: Path, data: bytes | memoryview) -> None:
+    """Write a file that does not exist yet and wait until its content is on the disk. Its name is not: sync the folder.
+
+    Raises FileExistsError rather than write into a file that may be linked to another name, OSError as the disk does.
+    """
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file that never changes a second name; a copy where the file system has no hard links."""
+    try:
+        os.link(source, target)
+    except (FileNotFoundError, FileExistsError):
+        raise
+    except OSError:
+        shutil.copyfile(source, target)
+        sync(target)
 
 
 def write_json(path: Path | str, value: Any) -> None:

@@ -53,6 +53,8 @@ class TrainOptions:
     """episodes of one evaluation"""
     checkpoint_every: int | None = None
     """steps between checkpoints; default: a quarter of --steps"""
+    keep_every: int | None = None
+    """steps between checkpoints that stay for good; default: only the last two stay"""
     device: str = "auto"
     """auto, cpu or cuda"""
     threads: int = 0
@@ -106,6 +108,20 @@ def _plain_value(text: str) -> Any:
         return parse_json(text.encode())
     except ValueError:
         return text
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumeOptions:
+    """Continue a run that was stopped, killed or cut off; it ends as if that had never happened."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """folder of the run"""
+    threads: int | None = None
+    """threads for each seed; default: as before, another number may change the last digits"""
+    quiet: bool = False
+    """no progress"""
+    json: bool = False
+    """print the closing summary as one JSON object on stdout"""
 
 
 @dataclass(frozen=True, kw_only=True)

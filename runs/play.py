@@ -16,6 +16,7 @@ from runs import checkpoint, compute
 from runs.config import CONFIG, RunConfig
 from runs.errors import UsageError
 from runs.evaluation import evaluate
+from runs.randomness import spawn_generators
 from runs.statistics import summarise
 from runs.training import build_agent
 from runs.video import write_mp4
@@ -33,9 +34,9 @@ def open_run(folder: Path) -> tuple[RunConfig, Path]:
 
 def load_agent(config: RunConfig, saved: Path, seed: int, runner: Runner, device: torch.device) -> Agent:
     """The agent of one seed as it was saved. Raises UsageError if its file is damaged."""
-    agent = build_agent(config, runner, seed, device)
+    agent = build_agent(config, runner, device, spawn_generators(seed, device))
     try:
-        agent.load_state_dict(checkpoint.read_seed(saved, seed, device)["agent"])
+        agent.load_state_dict(checkpoint.read_seed(saved, seed)["agent"])
     except ValueError as error:
         raise UsageError(str(error)) from error
     return agent

@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from runs.files import parse_json, write_atomically, write_json
 
@@ -64,11 +64,12 @@ class Row:
 class Record:
     """Writes the rows of one run into `folder` (created if missing) for the given `seeds`.
 
-    Opening an existing table continues it; a torn last line, left by a crash, is cut off first.
+    Opening an existing table continues it; a torn last line, left by a crash, is cut off first, and everything behind
+    the first `longest` bytes: behind its last `sync`, a table may hold anything after a power cut.
     tensorboard: also write event files to `folder/tensorboard/seed_K`. Use as a context manager, or call `close`.
     """
 
-    def __init__(self, folder: Path | str, seeds: Sequence[int], tensorboard: bool = True):
+    def __init__(self, folder: Path | str, seeds: Sequence[int], tensorboard: bool = True, longest: int | None = None):
         self.folder = Path(folder)
         self.seeds = tuple(seeds)
         self._tensorboard = tensorboard
@@ -76,10 +77,12 @@ class Record:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._path = self.folder / TABLE
         self._file = self._path.open("ab")
+        if longest is not None and longest < self.length:
+            self._truncate(longest)
         whole = _whole_length(self._path)
         if whole < self.length:
             self._truncate(whole)
-        self._last_steps = self._find_last_steps()
+        self._last_rows = self._find_last_rows()
 
     def write(self, rows: Iterable[Row]) -> None:
         """Append rows, all of them in one write. Raises ValueError for a seed that is not of this run."""
@@ -94,7 +97,7 @@ class Record:
         if self._tensorboard:
             self._write_tensorboard(rows)
         for row in rows:
-            self._last_steps[row.seed] = max(row.step, self._last_steps.get(row.seed, row.step))
+            _remember(self._last_rows, row)
 
     @property
     def length(self) -> int:
@@ -102,8 +105,10 @@ class Record:
         return os.fstat(self._file.fileno()).st_size
 
     def sync(self) -> None:
-        """Block until every row is on the disk. Call before a checkpoint stores `length`."""
+        """Block until every row is on the disk, and in the event files. Call before a checkpoint counts the rows."""
         os.fsync(self._file.fileno())
+        for writer in list(self._writers.values()):
+            writer.flush()
 
     def cut_to(self, length: int) -> None:
         """Drop every row behind the first `length` bytes.
@@ -118,7 +123,7 @@ class Record:
                 raise ValueError(f"cannot cut {self._path} to {length} bytes: that is inside a row")
         self._close_writers()
         self._truncate(length)
-        self._last_steps = self._find_last_steps()
+        self._last_rows = self._find_last_rows()
 
     def keep(self, predicate: Callable[[Row], bool]) -> int:
         """Keep only the rows for which `predicate` is true, in order, atomically. Returns how many were dropped."""
@@ -133,7 +138,7 @@ class Record:
             write_atomically(self._path, b"".join(kept))
             self._file.close()
             self._file = self._path.open("ab")
-        self._last_steps = self._find_last_steps()
+        self._last_rows = self._find_last_rows()
         return dropped
 
     def close(self) -> None:
@@ -150,27 +155,29 @@ class Record:
         os.ftruncate(self._file.fileno(), length)
         self.sync()
 
-    def _find_last_steps(self) -> dict[int, int]:
-        last: dict[int, int] = {}
+    def _find_last_rows(self) -> dict[int, list[Row]]:
+        """By seed, the rows with its highest step."""
+        last: dict[int, list[Row]] = {}
         for _, row in _lines(self._path):
-            last[row.seed] = max(row.step, last.get(row.seed, row.step))
+            _remember(last, row)
         return last
 
     def _write_tensorboard(self, rows: list[Row]) -> None:
         for row in rows:
-            if row.value is None:
-                continue
-            tag = row.name if row.task is None else f"{row.name}/{row.task}"
-            self._writer(row.seed).add_scalar(tag, row.value, row.step)
+            _add_scalar(self._writer(row.seed), row)
 
     def _writer(self, seed: int) -> SummaryWriter:
         if seed not in self._writers:
             from torch.utils.tensorboard.writer import SummaryWriter
 
-            # Rows dropped before a resume are still in the old event files; TensorBoard hides them from this step on.
-            purge = self._last_steps[seed] + 1 if seed in self._last_steps else 0
+            # Rows dropped before a resume are still in the old event files. TensorBoard hides what they have from the
+            # last step on, where rows may have been kept too, so these are told again.
+            told = self._last_rows.get(seed, [])
             folder = self.folder / TENSORBOARD / f"seed_{seed}"
+            purge = told[0].step if told else 0
             self._writers[seed] = SummaryWriter(str(folder), purge_step=purge, flush_secs=30)
+            for row in told:
+                _add_scalar(self._writers[seed], row)
         return self._writers[seed]
 
     def _close_writers(self) -> None:
@@ -179,25 +186,37 @@ class Record:
         self._writers.clear()
 
 
-def read_table(folder: Path | str) -> list[Row]:
+def read_table(folder: Path | str, longest: int | None = None) -> list[Row]:
     """All rows of the run in `folder`, in the order written. A torn last line (no line end yet) is left out.
 
-    Raises FileNotFoundError if there is no table, ValueError naming the line if any other line is damaged.
+    longest: look at the first so many bytes only. Raises FileNotFoundError if there is no table, ValueError naming the
+    line if any other line is damaged.
     """
-    return [row for _, row in _lines(Path(folder) / TABLE)]
+    return [row for _, row in _lines(Path(folder) / TABLE, longest)]
 
 
-def write_status(
-    folder: Path | str, state: State, step: int, of: int, error: str | None = None, wall_seconds: float | None = None
-) -> None:
+def write_status(folder: Path | str, state: State, step: int, of: int, error: str | None = None, **more: Any) -> None:
     """Write `status.json`: where the run stands, `step` of `of`, and what went wrong if it failed. Atomic.
 
-    wall_seconds: time spent so far, over all sessions of the run; left out if None.
+    more: other plain values; those that are None are left out. A training run has `wall_seconds`, the time spent over
+    all its sessions, and `pid` while a process works on it.
     """
     status = {"state": state, "step": step, "of": of, "error": error}
-    if wall_seconds is not None:
-        status["wall_seconds"] = wall_seconds
+    status |= {name: value for name, value in more.items() if value is not None}
     write_json(Path(folder) / STATUS, status)
+
+
+def _remember(last: dict[int, list[Row]], row: Row) -> None:
+    known = last.setdefault(row.seed, [])
+    if known and row.step > known[0].step:
+        known.clear()
+    if not known or row.step == known[0].step:
+        known.append(row)
+
+
+def _add_scalar(writer: SummaryWriter, row: Row) -> None:
+    if row.value is not None:
+        writer.add_scalar(row.name if row.task is None else f"{row.name}/{row.task}", row.value, row.step)
 
 
 def _encode(row: Row) -> bytes:
@@ -209,11 +228,13 @@ def _encode(row: Row) -> bytes:
     return json.dumps(entry, allow_nan=False).encode() + b"\n"
 
 
-def _lines(path: Path) -> Iterator[tuple[bytes, Row]]:
+def _lines(path: Path, longest: int | None = None) -> Iterator[tuple[bytes, Row]]:
     """Every whole line of a table with its row. Raises ValueError naming the first damaged line."""
+    end = 0
     with path.open("rb") as table:
         for number, line in enumerate(table, start=1):
-            if not line.endswith(b"\n"):
+            end += len(line)
+            if not line.endswith(b"\n") or (longest is not None and end > longest):
                 return
             try:
                 row = Row(**parse_json(line))

@@ -1,18 +1,22 @@
 """A training run as a whole: its folder, its seeds side by side, its checkpoints, its end.
 
 Every seed trains in a process of its own (a single seed in this one) and reports here; this process alone writes the
-table, the status and the manifests. Ctrl-C and SIGTERM ask the seeds to save and stop; a second one kills.
+table, the status and the manifests. Ctrl-C and SIGTERM ask the seeds to save and stop; a second one kills. Nothing in
+the folder changes before every seed has its environments and, if resumed, its saved state.
 """
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import os
 import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -20,101 +24,197 @@ from types import FrameType
 from typing import Any, Literal
 
 from runs import checkpoint
+from runs.checkpoint import Damaged, SeedPart
 from runs.config import RunConfig
+from runs.lock import RunLock
 from runs.progress import Progress
 from runs.record import Record, Row, State, write_status
-from runs.training import Diverged, SeedTraining
+from runs.training import LAST, CannotContinue, Diverged, SeedTraining
 
 # What ends a run without being a defect of ours; the message tells the user enough.
-EXPECTED_FAILURES = (Diverged, OSError, MemoryError)
+EXPECTED_FAILURES = (Diverged, CannotContinue, Damaged, OSError, MemoryError)
+
+# How a session failed: as bad input that changed nothing, for a reason outside (a full disk, a killed process), by
+# numbers that a second attempt would repeat, or by a defect; then the message is the traceback.
+Kind = Literal["refused", "outside", "diverged", "defect"]
 
 
 class SeedFailed(RuntimeError):
-    """A seed's training ended with an error. `defect`: not one of EXPECTED_FAILURES; the message is the traceback."""
+    """A seed's training ended with an error."""
 
-    def __init__(self, message: str, defect: bool):
+    def __init__(self, message: str, kind: Kind):
         super().__init__(message)
-        self.defect = defect
+        self.kind: Kind = kind
+
+
+@dataclass(frozen=True)
+class Progressed:
+    """How far the seeds of a run are, as its newest whole checkpoint has it; `checkpoint` is None before the first.
+
+    steps: taken by each seed. rows: that each has in the table. done: seeds with nothing left to do. table_bytes: of
+    the table, at least all those rows. differences: what keeps the run from being bit for bit reproducible.
+    """
+
+    checkpoint: Path | None
+    steps: Mapping[int, int]
+    rows: Mapping[int, int]
+    done: frozenset[int]
+    table_bytes: int = 0
+    wall_seconds: float = 0.0
+    differences: tuple[str, ...] = ()
+
+
+def from_scratch(config: RunConfig) -> Progressed:
+    """No step taken yet."""
+    nothing = dict.fromkeys(config.seeds, 0)
+    return Progressed(None, nothing, nothing, frozenset())
 
 
 class Session:
-    """Hears all seeds of one run (a `Listener`) and keeps its record."""
+    """Hears all seeds of one run (a `Listener`) and keeps its record.
 
-    def __init__(self, config: RunConfig, folder: Path, quiet: bool):
-        self.config, self.folder = config, folder
-        self.record = Record(folder, config.seeds, config.tensorboard)
-        self.display = Progress(config.steps, config.seeds, quiet)
+    `saved` may be called from another thread than the rest; it shares nothing with them but the open table.
+    """
+
+    def __init__(self, config: RunConfig, folder: Path, quiet: bool, before: Progressed):
+        self.config, self.folder, self.before = config, folder, before
+        start = {seed: min(step, config.steps) for seed, step in before.steps.items()}
+        self.display = Progress(config.steps, config.seeds, quiet, start)
         self.started = time.monotonic()
-        self.steps = dict.fromkeys(config.seeds, 0)
-        self.row_count = dict.fromkeys(config.seeds, 0)
-        self.gathered: dict[str, dict[int, tuple[int, str, int]]] = {}  # label -> seed -> (step, digest, rows so far)
+        self.steps = dict(before.steps)
+        self.done = set(before.done)
+        self.gathered: dict[str, dict[int, SeedPart]] = {}  # by label, then seed
+        self.contributed: set[int] = set()  # seeds that are in a checkpoint of this session
         self.state: State = "running"
+        self.record: Record | None = None
+
+    def begin(self) -> None:
+        """Every seed is ready: cut the table back to where they start, and say that the run is running."""
+        config, before = self.config, self.before
+        self.record = Record(self.folder, config.seeds, config.tensorboard, before.table_bytes)
+        told = dict.fromkeys(config.seeds, 0)
+
+        def is_counted(row: Row) -> bool:
+            told[row.seed] += 1
+            return told[row.seed] <= before.rows[row.seed]
+
+        self.record.keep(is_counted)
         self._write_status()
 
     def rows(self, seed: int, rows: list[Row]) -> None:
+        assert self.record is not None, "begin() comes first"
         self.record.write(rows)
-        self.row_count[seed] += len(rows)
 
     def progress(self, seed: int, step: int, return_: float | None) -> None:
         self.steps[seed] = step
         self.display.update(seed, min(step, self.config.steps), return_)
 
-    def saved(self, seed: int, label: str, step: int, digest: str) -> None:
-        """Once every seed has written its file for `label`, the checkpoint is complete."""
-        self.steps[seed] = step
+    def saved(self, seed: int, label: str, part: SeedPart) -> None:
+        """Once every seed that will has written its files for `label`, the checkpoint is complete."""
+        assert self.record is not None, "begin() comes first"
         gathered = self.gathered.setdefault(label, {})
-        gathered[seed] = step, digest, self.row_count[seed]
-        if len(gathered) < len(self.config.seeds):
+        gathered[seed] = part
+        if any(self._is_awaited(other, label) for other in self.config.seeds if other not in gathered):
             return
         del self.gathered[label]
         self.record.sync()
-        checkpoint.complete(
-            self.folder,
-            label,
-            max(step for step, _, _ in gathered.values()),
-            {seed: digest for seed, (_, digest, _) in gathered.items()},
-            {
-                "seed_steps": {str(seed): step for seed, (step, _, _) in gathered.items()},
-                "seed_rows": {str(seed): rows for seed, (_, _, rows) in gathered.items()},
-                "table_bytes": self.record.length,
-            },
-        )
+        folder, parts = checkpoint.staging(self.folder, label), dict(gathered)
+        for other in self.config.seeds:
+            if other not in gathered:  # resumed further on: what it was resumed from is its newest state
+                parts[other] = checkpoint.carry_over(checkpoint.newest(self.folder), other, folder)
+        self.contributed |= set(gathered)
+        # A seed that has written nothing yet will link to the checkpoint it was resumed from.
+        spare = None if self.contributed >= set(self.config.seeds) - self.before.done else self.before.checkpoint
+        extra = {
+            "table_bytes": self.record.length,
+            "wall_seconds": self.wall_seconds,
+            "differences": list(self.before.differences),
+        }
+        checkpoint.complete(self.folder, label, parts, extra, self.config.keep_every, spare)
+        self.steps |= {other: part.step for other, part in gathered.items()}
+        self.done |= {other for other, part in gathered.items() if part.done}
         self._write_status()
 
-    def finish(self, error: str | None = None) -> State:
-        """Write the closing status: failed with an error, done if every seed reached the end, else stopped."""
-        complete = min(self.steps.values()) >= self.config.steps
-        self.state = "failed" if error else "done" if complete else "stopped"
-        self._write_status(error)
-        checkpoint.drop_partial(self.folder)
-        self.record.close()
+    def _is_awaited(self, seed: int, label: str) -> bool:
+        if label == LAST:
+            return seed not in self.before.done
+        return self.before.steps[seed] < int(label.removeprefix("step_"))
+
+    @property
+    def wall_seconds(self) -> float:
+        """Time spent on the run, over all sessions."""
+        return self.before.wall_seconds + time.monotonic() - self.started
+
+    def finish(self, failure: SeedFailed | None) -> State:
+        """Write the closing status: failed with an error, done if every seed reached the end, else stopped.
+
+        A run that was refused before it began stays as it was. Raises OSError if the status cannot be written, unless
+        the run has failed anyway.
+        """
+        self.state = "failed" if failure else "done" if self.done >= set(self.config.seeds) else "stopped"
+        if failure and failure.kind == "refused" and self.record is None:
+            return self.state
+        with contextlib.suppress(OSError) if failure else contextlib.nullcontext():
+            self.close()
+        with contextlib.suppress(OSError) if failure else contextlib.nullcontext():
+            checkpoint.drop_partial(self.folder)  # first, because on a full disk the status needs its room
+            self._write_status(str(failure) if failure else None)
         return self.state
 
+    def close(self) -> None:
+        """Close the table."""
+        if self.record is not None:
+            self.record.close()
+
     def _write_status(self, error: str | None = None) -> None:
-        step = min(self.steps.values())
-        write_status(self.folder, self.state, step, self.config.steps, error, time.monotonic() - self.started)
+        pid = os.getpid() if self.state == "running" else None
+        step, of = min(self.steps.values()), self.config.steps
+        differences = list(self.before.differences) or None
+        more = {"wall_seconds": self.wall_seconds, "differences": differences, "pid": pid}
+        write_status(self.folder, self.state, step, of, error, **more)
 
 
-def run_session(config: RunConfig, folder: Path, quiet: bool = False) -> State:
-    """Train all seeds of a run whose folder exists and holds its `config.json`. Returns "done" or "stopped".
+def run_session(
+    config: RunConfig, folder: Path, lock: RunLock, quiet: bool = False, before: Progressed | None = None
+) -> State:
+    """Train all seeds of a run whose folder holds its `config.json` and is locked. Returns "done" or "stopped".
 
-    Raises SeedFailed after the status says so; checkpoints completed before stay.
+    before: where a resumed run goes on. Raises SeedFailed after the status says so; checkpoints completed before stay.
     """
-    session = Session(config, folder, quiet)
-    error: str | None = "interrupted"
+    session = Session(config, folder, quiet, before or from_scratch(config))
+    failure: SeedFailed | None = SeedFailed("interrupted", "outside")
     try:
         with session.display, _stop_on_signals() as stopping:
             if len(config.seeds) == 1:
-                _train_here(config, folder, session, stopping)
+                _train_here(session, stopping)
             else:
-                _train_in_processes(config, folder, session, stopping)
-        error = None
-    except SeedFailed as failure:
-        error = str(failure)
+                _train_in_processes(session, lock, stopping)
+        session.close()
+        failure = None
+    except SeedFailed as error:
+        failure = error
+        raise
+    except EXPECTED_FAILURES as error:  # of a seed in this process, or of the table and the manifests
+        failure = SeedFailed(_sentence(error), _kind(error))
+        raise failure from error
+    except Exception:
+        failure = SeedFailed(traceback.format_exc(), "defect")
         raise
     finally:
-        state = session.finish(error)
+        state = session.finish(failure)
     return state
+
+
+def _kind(error: BaseException) -> Kind:
+    if isinstance(error, CannotContinue | Damaged):
+        return "refused"
+    return "diverged" if isinstance(error, Diverged) else "outside"
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror + (f": '{error.filename}'" if error.filename else "")
+    return str(error) or type(error).__name__
 
 
 @contextmanager
@@ -135,61 +235,105 @@ def _stop_on_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _train_here(config: RunConfig, folder: Path, session: Session, stopping: threading.Event) -> None:
-    try:
-        SeedTraining(config, config.seeds[0], folder, session).run(stopping.is_set)
-    except EXPECTED_FAILURES as error:
-        raise SeedFailed(str(error), defect=False) from error
+def _train_here(session: Session, stopping: threading.Event) -> None:
+    config, (seed,) = session.config, session.config.seeds
+    training = SeedTraining(config, seed, session.folder, session, session.before.checkpoint)
+    session.begin()
+    training.run(stopping.is_set)
 
 
-Message = tuple[Literal["rows", "progress", "saved", "failed", "defect"], tuple[Any, ...]]
+Message = tuple[Literal["ready", "rows", "progress", "saved", "failed"], tuple[Any, ...]]
 
 
 class _Pipe:
-    """A `Listener` that sends what it hears to the parent process."""
+    """A `Listener` that sends what it hears to the parent process; any thread may call it."""
 
     def __init__(self, connection: Connection):
         self.connection = connection
+        self.sending = threading.Lock()
+
+    def send(self, kind: str, *content: Any) -> None:
+        with self.sending:
+            self.connection.send((kind, content))
 
     def rows(self, seed: int, rows: list[Row]) -> None:
-        self.connection.send(("rows", (seed, rows)))
+        self.send("rows", seed, rows)
 
     def progress(self, seed: int, step: int, return_: float | None) -> None:
-        self.connection.send(("progress", (seed, step, return_)))
+        self.send("progress", seed, step, return_)
 
-    def saved(self, seed: int, label: str, step: int, digest: str) -> None:
-        self.connection.send(("saved", (seed, label, step, digest)))
+    def saved(self, seed: int, label: str, part: SeedPart) -> None:
+        self.send("saved", seed, label, part)
 
 
-def _train_in_child(config: RunConfig, seed: int, folder: Path, connection: Connection, stopping: Any) -> None:
+@dataclass(frozen=True)
+class _Signals:
+    """What the parent tells all seeds: `begin`, once everyone is ready, and `stop`."""
+
+    begin: Any
+    stop: Any
+
+
+def _train_in_child(
+    config: RunConfig,
+    seed: int,
+    folder: Path,
+    resumed_from: Path | None,
+    signals: _Signals,
+    pipe: Connection,
+    _lock: Any,  # held here too, for as long as this process may write into the folder
+) -> None:
     # Ctrl-C reaches the whole process group; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _end_with_parent()
+    parent = _Pipe(pipe)
     try:
-        SeedTraining(config, seed, folder, _Pipe(connection)).run(stopping.is_set)
+        training = SeedTraining(config, seed, folder, parent, resumed_from)
+        parent.send("ready", seed)
+        signals.begin.wait()
+        training.run(signals.stop.is_set)
     except EXPECTED_FAILURES as error:
-        connection.send(("failed", (str(error),)))
+        parent.send("failed", _sentence(error), _kind(error))
     except Exception:  # noqa: BLE001 - not swallowed: the parent raises it as a defect
-        connection.send(("defect", (traceback.format_exc(),)))
+        parent.send("failed", traceback.format_exc(), "defect")
     finally:
-        connection.close()
+        pipe.close()
 
 
-def _train_in_processes(config: RunConfig, folder: Path, session: Session, stopping: threading.Event) -> None:
+def _end_with_parent() -> None:
+    """From now on this process ends when its parent does, also after a kill -9."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _train_in_processes(session: Session, lock: RunLock, stopping: threading.Event) -> None:
     # A fresh interpreter for each seed: a forked copy would inherit half of the threads of OpenMP or CUDA.
     context = multiprocessing.get_context("spawn")
-    stop_children = context.Event()
+    signals = _Signals(context.Event(), context.Event())
+    config, before = session.config, session.before
     children: dict[Connection, tuple[int, BaseProcess]] = {}
     try:
         for seed in config.seeds:
+            if seed in before.done:
+                continue
             receiver, sender = context.Pipe(duplex=False)
-            child = context.Process(target=_train_in_child, args=(config, seed, folder, sender, stop_children))
+            arguments = (config, seed, session.folder, before.checkpoint, signals, sender, lock)
+            child = context.Process(target=_train_in_child, args=arguments)
             child.start()
             sender.close()
             children[receiver] = seed, child
-        _listen(children, session, stopping.is_set, stop_children.set)
+        if not children:
+            session.begin()
+        _listen(children, session, stopping.is_set, signals)
     finally:
-        stop_children.set()
+        signals.stop.set()
         for _, child in children.values():
             if child.is_alive():
                 child.kill()
@@ -200,26 +344,33 @@ def _listen(
     children: dict[Connection, tuple[int, BaseProcess]],
     session: Session,
     stop_wanted: Callable[[], bool],
-    stop_children: Callable[[], None],
+    signals: _Signals,
 ) -> None:
     """Pass on what the seeds report until all have closed their pipes. Raises SeedFailed for the first failure."""
-    open_pipes, failure = dict(children), None
+    open_pipes, ready, failure = dict(children), set(), None
     while open_pipes:
         if stop_wanted() or failure:
-            stop_children()
-        for ready in wait(list(open_pipes), timeout=0.2):
-            assert isinstance(ready, Connection)
-            seed, child = open_pipes[ready]
+            signals.stop.set()
+        if failure and not signals.begin.is_set():
+            break  # the others wait for a start that will not come
+        for heard in wait(list(open_pipes), timeout=0.2):
+            assert isinstance(heard, Connection)
+            seed, child = open_pipes[heard]
             try:
-                kind, content = ready.recv()
+                kind, content = heard.recv()
             except EOFError:
-                del open_pipes[ready]
+                del open_pipes[heard]
                 child.join()
                 if child.exitcode and not failure:
-                    failure = SeedFailed(f"the process of seed {seed} was killed (exit {child.exitcode})", defect=False)
+                    failure = SeedFailed(f"the process of seed {seed} was killed (exit {child.exitcode})", "outside")
                 continue
-            if kind in ("failed", "defect"):
-                failure = failure or SeedFailed(content[0], defect=kind == "defect")
+            if kind == "failed":
+                failure = failure or SeedFailed(*content)
+            elif kind == "ready":
+                ready.add(seed)
+                if len(ready) == len(children):
+                    session.begin()
+                    signals.begin.set()
             else:
                 {"rows": session.rows, "progress": session.progress, "saved": session.saved}[kind](*content)
     if failure:

@@ -10,7 +10,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,11 @@ from envs.cores import available_cores
 from envs.graphics import OpenGLMissing
 from runs import compute
 from runs.catalogue import AGENTS, default_preset, find_agent, preset_config
-from runs.config import RunConfig
+from runs.checkpoint import list_checkpoints
+from runs.config import CONFIG, RunConfig
 from runs.errors import UsageError
+from runs.files import sync
+from runs.lock import RunLock
 from runs.options import TrainOptions, environment_settings, given_value, help_page, parse_with_agent
 from runs.randomness import spawn_generators
 from runs.record import State, read_table
@@ -45,13 +48,25 @@ def train_command(arguments: Sequence[str]) -> int:
         raise UsageError(str(error)) from error
     if not options.quiet:
         print(f"{folder}: {config.agent} on {config.env}, {len(config.seeds)} seeds", file=sys.stderr)
+    with RunLock(folder) as lock:
+        return conclude(folder, lambda: run_session(config, folder, lock, options.quiet), options.quiet, options.json)
+
+
+def conclude(folder: Path, session: Callable[[], State], quiet: bool, as_json: bool) -> int:
+    """Run a session to its end and say how it ended. Returns the exit code. Raises UsageError if it was refused."""
     try:
-        state = run_session(config, folder, options.quiet)
+        state = session()
     except SeedFailed as failure:
-        kept = "its last checkpoint is kept" if any((folder / "checkpoints").glob("step_*")) else "it has no checkpoint"
+        if failure.kind == "refused":
+            raise UsageError(str(failure)) from failure
+        has_checkpoint = bool(list_checkpoints(folder))
+        kept = "its last checkpoint is kept" if has_checkpoint else "it has no checkpoint"
         print(f"neoteny: {folder} failed, {kept}: {failure}", file=sys.stderr)
-        return 1
-    _print_summary(folder, state, options)
+        if failure.kind != "outside":
+            return 1
+        print(f"next: neoteny resume {folder}", file=sys.stderr)
+        return 3 if has_checkpoint else 1
+    print_summary(folder, state, quiet, as_json)
     return 0 if state == "done" else 3
 
 
@@ -108,6 +123,7 @@ def _run_config(
         num_envs=options.num_envs,
         eval_every=max(1, options.steps // 20) if options.eval_every is None else options.eval_every,
         eval_episodes=options.eval_episodes,
+        keep_every=options.keep_every,
         checkpoint_every=(max(1, options.steps // 4) if options.checkpoint_every is None else options.checkpoint_every),
         log_every=min(1_000, max(1, options.steps // 100)),
         device=device.type,
@@ -142,7 +158,9 @@ def make_run_folder(config: RunConfig, options: TrainOptions) -> Path:
             raise UsageError(f"--name must be a plain folder name, got '{options.name}'")
         folder = options.out / options.name
         if folder.exists():
-            raise UsageError(f"the run '{folder}' exists already; choose another --name or remove it")
+            resumable = (folder / CONFIG).exists()
+            way = f"continue it with `neoteny resume {folder}`, or " if resumable else ""
+            raise UsageError(f"the run '{folder}' exists already; {way}choose another --name or remove it")
     else:
         stem = f"{config.agent}-{config.env.replace('/', '-')}"
         names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
@@ -151,7 +169,11 @@ def make_run_folder(config: RunConfig, options: TrainOptions) -> Path:
     try:
         folder.mkdir(parents=True)
         config.save(folder)
+        for path in made:
+            sync(path.parent)
     except OSError as error:
+        if folder in made:
+            (folder / CONFIG).unlink(missing_ok=True)
         for path in made:
             if path.is_dir():
                 path.rmdir()
@@ -192,18 +214,19 @@ def summarise_run(folder: Path) -> dict[str, Any]:
     return {"run": str(folder), "metrics": metrics}
 
 
-def _print_summary(folder: Path, state: State, options: TrainOptions) -> None:
+def print_summary(folder: Path, state: State, quiet: bool, as_json: bool) -> None:
+    """Say what came out of a run: its scores and what to do next on stderr, all metrics on stdout if `as_json`."""
     summary = summarise_run(folder)
-    if options.json:
+    if as_json:
         print(json.dumps(summary))
-    if options.quiet:
+    if quiet:
         return
     score = summary["metrics"].get("eval/return")
     if score and score["mean"] is not None:
         interval = "" if score["low"] is None else f" [{score['low']:.1f}, {score['high']:.1f}]"
         print(f"eval/return {score['mean']:.1f}{interval} over {score['seeds']} seeds", file=sys.stderr)
     if state == "stopped":
-        print(f"stopped early; the newest checkpoint is in {folder / 'checkpoints'}", file=sys.stderr)
+        print(f"stopped early; continue with: neoteny resume {folder}", file=sys.stderr)
     print(f"next: neoteny report {folder}", file=sys.stderr)
 
 

@@ -97,7 +97,7 @@ def test_manifest_checks_every_file_and_counts_rows(finished):
     rows = read_table(run)
     assert manifest["seed_rows"] == {seed: sum(row.seed == int(seed) for row in rows) for seed in ("5", "6")}
     assert len(manifest["state_hash"]) == 64
-    state = checkpoint.read_seed(newest, 5, torch.device("cpu"))
+    state = checkpoint.read_seed(newest, 5)
     assert state["agent"]["steps"] == 600
 
 
@@ -111,9 +111,9 @@ def test_damaged_checkpoint_is_noticed(finished, tmp_path):
     content[len(content) // 2] ^= 1
     (copy / "seed_5.pt").write_bytes(content)
     with pytest.raises(ValueError, match=r"seed_5\.pt is damaged"):
-        checkpoint.read_seed(copy, 5, torch.device("cpu"))
+        checkpoint.read_seed(copy, 5)
     with pytest.raises(ValueError, match="has no seed 9; it has 5, 6"):
-        checkpoint.read_seed(copy, 9, torch.device("cpu"))
+        checkpoint.read_seed(copy, 9)
 
 
 def test_evaluate_scores_every_seed_and_repeats_itself(finished, capsys):
@@ -165,9 +165,7 @@ def test_one_process_or_several_make_the_same_run(finished, tmp_path):
         return [(r.step, r.name, r.value) for r in read_table(folder) if r.seed == 6 and "speed" not in r.name]
 
     assert told(run) == told(tmp_path / "run")
-    alone, beside = (
-        checkpoint.read_seed(checkpoint.newest(f), 6, torch.device("cpu")) for f in (tmp_path / "run", run)
-    )
+    alone, beside = (checkpoint.read_seed(checkpoint.newest(f), 6) for f in (tmp_path / "run", run))
     assert checkpoint.state_hash(alone) == checkpoint.state_hash(beside)
 
 
@@ -218,7 +216,7 @@ def test_interrupted_run_saves_a_checkpoint_and_says_so(tmp_path, number, seeds)
     assert 1000 <= status["step"] < 500_000
     newest = checkpoint.newest(run)
     for seed in range(seeds):
-        state = checkpoint.read_seed(newest, seed, torch.device("cpu"))
+        state = checkpoint.read_seed(newest, seed)
         assert state["agent"]["steps"] >= status["step"]
     assert [path.name for path in (run / "checkpoints").iterdir()] == [newest.name]
 
@@ -243,7 +241,7 @@ def test_diverged_run_stops_with_step_and_quantity_and_keeps_the_last_good_check
     assert "loss/critic" in status["error"]
     kept = checkpoint.newest(tmp_path / "run")
     assert kept.name == "step_400"
-    state = checkpoint.read_seed(kept, 0, torch.device("cpu"))
+    state = checkpoint.read_seed(kept, 0)
     assert all(value.isfinite().all() for value in state["agent"]["parts"]["critics"].values())
 
 
