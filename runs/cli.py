@@ -85,6 +85,7 @@ def report(arguments: Sequence[str]) -> int:
 
 
 def compare(arguments: Sequence[str]) -> int:
+    """Say which run is better; see `runs.compare`."""
     options = parse(CompareOptions, arguments, "neoteny compare", "neoteny compare results/sac results/td3")
     from runs.compare import compare_runs, print_comparison
 

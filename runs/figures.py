@@ -178,7 +178,7 @@ def bar_panel(bars: Sequence[Bar], title: str, *, size: tuple[float, float], ink
     figure, (axes,) = _new_figure(size)
     for place, bar in enumerate(bars):
         _draw_bar(axes, place, bar, ink)
-    axes.set_yticks(range(len(bars)), [plain(bar.label) for bar in bars])
+    axes.set_yticks(range(len(bars)), [plain(_shortened(bar.label)) for bar in bars])
     axes.set_ylim(len(bars) - 0.4, -0.6)
     _finish_axes(axes, ink, grid="x")
     axes.tick_params(axis="y", length=0)
@@ -270,6 +270,11 @@ _SHAPES = (
     '<path d="M15.5 1.5h3v3h3v3h-3v3h-3v-3h-3v-3h3z" fill="{colour}"/>',
     '<path d="M13 2l8 8M21 2l-8 8" stroke="{colour}" stroke-width="3"/>',
 )
+
+
+def _shortened(text: str) -> str:
+    """At most 24 letters, so that the name of a bar leaves room for the bar."""
+    return text if len(text) <= 24 else f"{text[:12]}…{text[-11:]}"
 
 
 def plain(text: str) -> str:

@@ -58,8 +58,18 @@ def mean(x: ArrayLike) -> np.ndarray:
 
 
 def median(x: ArrayLike) -> np.ndarray:
-    """[..., N] -> [...]. Over all numbers handed in; medians of task means are up to the caller."""
+    """[..., N] -> [...]. Over all numbers handed in; see `median_of_task_means` for several tasks."""
     return np.median(np.asarray(x, dtype=np.float64), axis=-1)
+
+
+def median_of_task_means(tasks: int) -> Statistic:
+    """The median that published tables of K tasks show: of the tasks' means over seeds. Reduces [..., S * K]."""
+
+    def reduce(x: ArrayLike) -> np.ndarray:
+        x = np.asarray(x, dtype=np.float64)
+        return np.median(x.reshape(*x.shape[:-1], -1, tasks).mean(axis=-2), axis=-1)
+
+    return reduce
 
 
 def optimality_gap(x: ArrayLike, goal: float = 1.0) -> np.ndarray:
