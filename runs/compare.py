@@ -128,7 +128,7 @@ def compare_read_runs(runs: Sequence[Run], metric: str, at: str = "last", thresh
         if not side.values:
             raise UsageError(f"no seed of '{side.run.name}' has a complete {metric}, so there is nothing to compare")
     lower = threshold is not None or lower_is_better(metric)
-    verdicts = _corrected([_verdict(a, b, metric, lower) for a, b in itertools.combinations(sides, 2)])
+    verdicts = _corrected([_verdict(a, b, metric, lower, horizon) for a, b in itertools.combinations(sides, 2)])
     warnings = list(_warnings(sides, metric, at, horizon))
     return Comparison(metric, at, runs[0].place, horizon, [_described(side) for side in sides], verdicts, warnings)
 
@@ -148,7 +148,7 @@ def _threshold(at: str) -> float | None:
 def _side(label: str, run: Run, metric: str, at: str, threshold: float | None, horizon: int) -> Side:
     rows, tasks = run.metrics[metric], run.tasks(metric)
     if threshold is None and at == "last":
-        return Side(label, run, _mean_of_tasks([run.final_values(metric, task) for task in tasks]))
+        return Side(label, run, run.means_over_tasks(metric))
     if len(tasks) > 1:
         raise UsageError(f"{metric} of '{run.name}' is of several tasks, which --at {at} cannot join; use --at last")
     curves = statistics.seed_curves(rows, metric, tasks[0])
@@ -168,12 +168,6 @@ def _described(side: Side) -> dict[str, Any]:
         described |= reached
     values = {str(seed): value for seed, value in side.values.items()}
     return described | {"values": values, **statistics.summarise(side.values.values())}
-
-
-def _mean_of_tasks(per_task: Sequence[dict[int, float]]) -> dict[int, float]:
-    """Each seed's mean over tasks, for seeds that have all of them."""
-    shared = set.intersection(*(set(values) for values in per_task))
-    return {seed: float(np.mean([values[seed] for values in per_task])) for seed in sorted(shared)}
 
 
 def _test(a: Side, b: Side, lower: bool) -> tuple[float, Significance | None, bool]:
@@ -204,7 +198,7 @@ def _difference_interval(x: np.ndarray, y: np.ndarray, paired: bool) -> tuple[fl
     return statistics.mean_difference_interval(x, y, statistics.report_generator())
 
 
-def _verdict(a: Side, b: Side, metric: str, lower: bool) -> Verdict:
+def _verdict(a: Side, b: Side, metric: str, lower: bool, horizon: int) -> Verdict:
     x, y = (np.array(list(side.values.values())) for side in (a, b))
     probability, test, paired = _test(a, b, lower)
     low, high = _difference_interval(x, y, paired)
@@ -229,7 +223,7 @@ def _verdict(a: Side, b: Side, metric: str, lower: bool) -> Verdict:
         seeds_b=len(y),
         sentence="",
     )
-    return replace(verdict, sentence=_in_words(verdict, metric, bool(a.times), lower))
+    return replace(verdict, sentence=_in_words(verdict, metric, lower, horizon if a.times else None))
 
 
 def _corrected(verdicts: Sequence[Verdict]) -> list[Verdict]:
@@ -242,8 +236,9 @@ def _corrected(verdicts: Sequence[Verdict]) -> list[Verdict]:
     return [replace(verdict, p_holm=found.get(index)) for index, verdict in enumerate(verdicts)]
 
 
-def _in_words(v: Verdict, metric: str, times: bool, lower: bool) -> str:
-    """'td3 is better than sac: eval/return is higher by 55 [12, 98], …'."""
+def _in_words(v: Verdict, metric: str, lower: bool, horizon: int | None) -> str:
+    """'td3 is better than sac: eval/return is higher by 55 [12, 98], …'. horizon: of times to a threshold."""
+    times = horizon is not None
     if v.low is None or v.high is None:
         return f"{v.a} and {v.b} cannot be compared with one seed on a side; the difference is {number(v.difference)}"
     swap = (v.difference > 0) == lower if has_direction(metric) or times else v.difference < 0
@@ -253,7 +248,7 @@ def _in_words(v: Verdict, metric: str, times: bool, lower: bool) -> str:
     low, high = sorted((abs(v.low), abs(v.high)))
     clear = v.low > 0 or v.high < 0
     what = "it is faster by" if times else f"{metric} is {'higher' if (sign * v.difference) > 0 else 'lower'} by"
-    unit = " steps" if times else ""
+    unit = f" of the first {number(horizon)} steps" if times else ""
     odds = f"a seed of {first} is ahead of a seed of {second} with probability {chance:.2f}"
     odds += f" [{chances[0]:.2f}, {chances[1]:.2f}]"
     if v.difference == 0:

@@ -11,7 +11,7 @@ from typing import Any
 from runs import figures, statistics
 from runs.page import number
 from runs.report import Report
-from runs.results import measure
+from runs.results import measure, measure_over_tasks
 
 _RUN = ("run", "method", "place", "metric", "task")
 _SUMMARY = (*_RUN, "seeds", "seeds_asked", "mean", "low", "high", "iqm", "iqm_low", "iqm_high", "values")
@@ -61,7 +61,8 @@ def summary_latex(report: Report) -> str:
     """
     metric = report.main_metric
     summaries = {
-        (label, run.place): measure(run, metric).summary for run, label in zip(report.runs, report.labels, strict=True)
+        (label, run.place): measure_over_tasks(run, metric).summary
+        for run, label in zip(report.runs, report.labels, strict=True)
     }
     methods, places = dict.fromkeys(report.labels), report.places
     lines = [rf"\begin{{tabular}}{{l{'r' * len(places)}}}", r"\toprule", " & ".join(["", *map(_tex, places)]) + r" \\"]

@@ -89,6 +89,12 @@ class Run:
         endings = self.endings(metric, task).items()
         return {seed: ending.value for seed, ending in endings if ending.complete and ending.value is not None}
 
+    def means_over_tasks(self, metric: str) -> dict[int, float]:
+        """The mean of a metric's final values over its tasks, for every seed that has all of them."""
+        per_task = [self.final_values(metric, task) for task in self.tasks(metric)]
+        shared = set.intersection(*map(set, per_task)) if per_task else set()
+        return {seed: float(np.mean([values[seed] for values in per_task])) for seed in sorted(shared)}
+
     def lost_seeds(self, metric: str) -> Iterator[str]:
         """A sentence for each seed that is missing from the summary of a metric, with the reason where one is known."""
         endings: dict[int, Ending] = {}
@@ -135,8 +141,16 @@ class Measured:
 
 
 def measure(run: Run, metric: str, task: int | str | None = None) -> Measured:
-    """Summarise the final values of a metric over the seeds that went to the end."""
-    values = run.final_values(metric, task)
+    """Summarise the final values of a metric, in one task if it has tasks, over the seeds that went to the end."""
+    return _measured(run, metric, task, run.final_values(metric, task))
+
+
+def measure_over_tasks(run: Run, metric: str) -> Measured:
+    """The same for each seed's mean over all tasks."""
+    return _measured(run, metric, None, run.means_over_tasks(metric))
+
+
+def _measured(run: Run, metric: str, task: int | str | None, values: dict[int, float]) -> Measured:
     bounds: tuple[float | None, float | None] = (None, None)
     if len(values) > 1:
         column = np.array(list(values.values()))[:, None]

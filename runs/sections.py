@@ -17,7 +17,7 @@ from runs.errors import UsageError
 from runs.films import film_of
 from runs.page import section, table, value_cell
 from runs.report import RETURNS, Report
-from runs.results import CONFIG, Measured, Run, differing_settings, measure
+from runs.results import CONFIG, Measured, Run, differing_settings, measure, measure_over_tasks
 
 # Order of the small panels; what has no prefix of these comes before the speed.
 _ORDER = ("loss/", "eval/", "train/", "cl/", "retrieval/", "growth/", "", "speed/")
@@ -75,8 +75,7 @@ def _summary(report: Report) -> str:
     head += [f"{metric}, mean [95 %]", "IQM [95 %]", "Mean over steps", "Wall time"]
     rows = []
     for run, label in zip(report.runs, report.labels, strict=True):
-        task = run.tasks(metric)[-1] if run.tasks(metric) else None
-        found, area = measure(run, metric, task), _area(report, run)
+        found, area = measure_over_tasks(run, metric), _area(report, run)
         s = found.summary
         cells = [escape(label if several_places or not report.several else run.name)]
         cells += [escape(run.place)] * several_places
@@ -84,7 +83,8 @@ def _summary(report: Report) -> str:
         cells += [_seed_count(run, found), value_cell(s["mean"], s["low"], s["high"])]
         cells += [value_cell(s["iqm"], found.iqm_low, found.iqm_high), page.number(area) if area is not None else "–"]
         rows.append([*cells, page.duration(run.status.get("wall_seconds")) or "–"])
-    note = f"{metric} at the end of training, over seeds"
+    tasks = ", mean over tasks" if any(len(run.tasks(metric)) > 1 for run in report.runs) else ""
+    note = f"{metric} at the end of training{tasks}, over seeds"
     return section("Summary", table(note, head, rows), _METHOD)
 
 
@@ -250,7 +250,7 @@ def _score_table(report: Report, label: str) -> np.ndarray | None:
     runs = {run.place: run for run, own in zip(report.runs, report.labels, strict=True) if own == label}
     if set(runs) != set(report.places):
         return None
-    finals = [runs[place].final_values(report.main_metric) for place in report.places]
+    finals = [runs[place].means_over_tasks(report.main_metric) for place in report.places]
     seeds = sorted(set.intersection(*(set(values) for values in finals)))
     if not seeds:
         return None

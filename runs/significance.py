@@ -47,8 +47,8 @@ def probability_of_improvement_interval(
 ) -> tuple[float, float]:
     """Interval (low, high) of a probability of improvement: Newcombe 2006 ("Part 2"), method 5, a score interval.
 
-    The bootstrap says [1, 1] as soon as a few runs are in order and holds the truth in 40 to 90 % of cases; this one
-    in 87 to 98 % (docs/results/intervals.md). With K tasks the variance of their mean is 1 / K of one task's.
+    The bootstrap says [1, 1] as soon as a few runs are in order and holds the truth in 39 to 94 % of cases; this one
+    in 90 to 97 % (docs/results/intervals.md). With K tasks the variance of their mean is 1 / K of one task's.
     """
     from scipy.special import ndtri
 

@@ -129,7 +129,7 @@ def test_steps_to_a_threshold_keep_the_seeds_that_never_got_there(pair: list[Pat
     assert (sac["reached"], td3["reached"]) == (5, 3)
     assert (sac["median_steps"], td3["median_steps"]) == (600, 1000)
     assert verdict.probability == pytest.approx((4 * 5 + 4 + 0.5) / 25)  # 700 ties with 700
-    assert verdict.sentence.startswith("sac is better than td3: it is faster by 340 steps [")
+    assert verdict.sentence.startswith("sac is better than td3: it is faster by 340 of the first 1\u202f000 steps [")
     assert any("2 of 5 seeds did not reach the threshold; censored, not dropped" in w for w in comparison.warnings)
 
 

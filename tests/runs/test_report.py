@@ -284,7 +284,9 @@ def test_tasks_are_lines_of_their_own(tmp_path: Path):
     rows = [Row(step, "eval/return", float(step), 0, task) for step in (0, 10) for task in ("walk", "run")]
     report = read_report([write_run(tmp_path / "run", rows=rows)])
     assert [line.label for line in report.lines("eval/return")] == ["walk", "run"]
-    assert Page(render_page(report)).row("eval/return · walk")[1] == "10"
+    page = Page(render_page(report))
+    assert page.row("eval/return · walk")[1] == "10"
+    assert "eval/return at the end of training, mean over tasks, over seeds" in page.text
 
 
 def test_a_run_without_evaluation_gets_a_sentence(tmp_path: Path):
