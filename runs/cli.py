@@ -79,7 +79,9 @@ def report(arguments: Sequence[str]) -> int:
         raise UsageError("report needs at least one run folder")
     for run in options.runs:
         require_run(run)
-    for path in write_report(options.runs, options.out or options.runs[0], options.format.split(",")):
+    for path in write_report(
+        options.runs, options.out or options.runs[0], [name.strip() for name in options.format.split(",")]
+    ):
         print(path)
     return 0
 
