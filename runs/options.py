@@ -168,6 +168,22 @@ class ReportOptions:
     """folders of the runs"""
     out: Path | None = None
     """where report.html goes; default: into the first run's folder"""
+    format: str = "html,png"
+    """any of html, png, svg, csv, latex, joined by commas"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """Which of two or more runs of one environment is better, by how much, and how sure that is."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """folders of the runs"""
+    metric: str = "eval/return"
+    """what is compared; any name in metrics.jsonl"""
+    at: str = "last"
+    """last, auc (mean over steps) or threshold:X (steps to reach X)"""
+    json: bool = False
+    """print the comparison as one JSON object on stdout"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from runs.evaluation import evaluate
 from runs.randomness import spawn_generators
 from runs.statistics import summarise
 from runs.training import build_agent
-from runs.video import write_mp4
+from runs.video import show_in_tensorboard, write_mp4
 
 
 def open_run(folder: Path) -> tuple[RunConfig, Path]:
@@ -84,6 +84,7 @@ def film_run(
         write_mp4(path, played.frames(), fps)
     finally:
         runner.close()
+    show_in_tensorboard(folder, seed, int(saved.name.removeprefix("step_")), path)
     return path, played.steps, played.return_
 
 

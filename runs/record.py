@@ -3,7 +3,7 @@
 `metrics.jsonl` is the truth, everything a report shows comes from it. It is an append-only long table, one JSON object
 a line: {"step": 5000, "name": "eval/return", "value": 812.4, "seed": 0}, with "task" where there is one. A number that
 could not be measured is null and says why: {..., "value": null, "missing": "nan"}. A row counts once its line end is
-written. TensorBoard shows the same numbers live and holds nothing else.
+written. TensorBoard shows the same numbers live; beside them it holds hyper-parameters, histograms and films.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from runs.files import parse_json, write_atomically, write_json
+from runs.files import parse_json, read_json, write_atomically, write_json
+from runs.settings import flat_settings
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 TABLE = "metrics.jsonl"
 STATUS = "status.json"
 TENSORBOARD = "tensorboard"
+# What TensorBoard's tab of hyper-parameters sets beside them; losses and speed are not what runs are compared by.
+_OUTCOMES = ("eval/", "train/return", "cl/", "acc/", "retrieval/", "plasticity/")
 
 State = Literal["running", "done", "stopped", "failed"]
 
@@ -74,6 +77,7 @@ class Record:
         self.seeds = tuple(seeds)
         self._tensorboard = tensorboard
         self._writers: dict[int, SummaryWriter] = {}
+        self._tags: dict[int, set[str]] = {}
         self.folder.mkdir(parents=True, exist_ok=True)
         self._path = self.folder / TABLE
         self._file = self._path.open("ab")
@@ -141,7 +145,13 @@ class Record:
         self._last_rows = self._find_last_rows()
         return dropped
 
+    def histogram(self, step: int, name: str, values: Any, seed: int) -> None:
+        """Show the distribution of an array or tensor (weights, gradients, features) in TensorBoard, nowhere else."""
+        if self._tensorboard:
+            self._writer(seed).add_histogram(name, values, step)
+
     def close(self) -> None:
+        self._write_hyper_parameters()
         self._close_writers()
         self._file.close()
 
@@ -165,6 +175,23 @@ class Record:
     def _write_tensorboard(self, rows: list[Row]) -> None:
         for row in rows:
             _add_scalar(self._writer(row.seed), row)
+            if row.value is not None and row.name.startswith(_OUTCOMES):
+                self._tags.setdefault(row.seed, set()).add(_tag(row))
+
+    def _write_hyper_parameters(self) -> None:
+        """For TensorBoard's tab of hyper-parameters: the run's settings beside its last outcomes, a line a seed."""
+        config = self.folder / "config.json"
+        if not self._tags or not config.is_file():
+            return
+        from torch.utils.tensorboard.summary import hparams
+
+        values = flat_settings(read_json(config))
+        plain = {name: v if isinstance(v, (bool, int, float, str)) else json.dumps(v) for name, v in values.items()}
+        for seed, tags in self._tags.items():
+            # The plugin reads the values themselves from the scalars of the same names.
+            for summary in hparams(plain | {"seed": seed}, dict.fromkeys(sorted(tags), 0.0)):
+                self._writer(seed)._get_file_writer().add_summary(summary)
+        self._tags.clear()
 
     def _writer(self, seed: int) -> SummaryWriter:
         if seed not in self._writers:
@@ -216,7 +243,11 @@ def _remember(last: dict[int, list[Row]], row: Row) -> None:
 
 def _add_scalar(writer: SummaryWriter, row: Row) -> None:
     if row.value is not None:
-        writer.add_scalar(row.name if row.task is None else f"{row.name}/{row.task}", row.value, row.step)
+        writer.add_scalar(_tag(row), row.value, row.step)
+
+
+def _tag(row: Row) -> str:
+    return row.name if row.task is None else f"{row.name}/{row.task}"
 
 
 def _encode(row: Row) -> bytes:

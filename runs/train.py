@@ -172,7 +172,7 @@ def make_run_folder(config: RunConfig, options: TrainOptions) -> Path:
         for path in made:
             sync(path.parent)
     except OSError as error:
-        if folder in made:
+        if folder in made and folder.is_dir():
             (folder / CONFIG).unlink(missing_ok=True)
         for path in made:
             if path.is_dir():

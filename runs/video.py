@@ -1,7 +1,8 @@
-"""Videos: uint8 frames to an mp4 file that every browser plays (H.264, yuv420p)."""
+"""Videos: uint8 frames to an mp4 file that every browser plays (H.264, yuv420p), and a small copy for TensorBoard."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from runs.files import replacing
+from runs.record import TENSORBOARD
 
 if TYPE_CHECKING:
     from av.container import OutputContainer
@@ -44,6 +46,41 @@ def write_mp4(path: Path | str, frames: Iterable[np.ndarray], fps: float) -> int
             raise ValueError(f"no frames to write to {path}")
         container.mux(stream.encode(None))
     return count
+
+
+def show_in_tensorboard(run: Path, seed: int, step: int, video: Path) -> None:
+    """Add a film to the images of a run's TensorBoard, as a GIF of at most 60 pictures, 160 pixels wide.
+
+    Nothing for a run without event files. `SummaryWriter.add_video` would need moviepy, which forces an old Pillow.
+    """
+    folder = run / TENSORBOARD / f"seed_{seed}"
+    if not folder.is_dir():
+        return
+    from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+    from torch.utils.tensorboard.writer import SummaryWriter
+
+    gif, (width, height) = _gif(video, most=60, widest=160)
+    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif)
+    with SummaryWriter(str(folder)) as writer:
+        writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag="film", image=image)]), step)
+
+
+def _gif(video: Path, most: int, widest: int) -> tuple[bytes, tuple[int, int]]:
+    """A video as an animated GIF in its own time, and its size (width, height)."""
+    import av
+    from PIL import Image
+
+    with av.open(str(video)) as container:
+        stream = container.streams.video[0]
+        stride = max(1, -(-stream.frames // most))
+        milliseconds = float(1000 * stride / (stream.average_rate or 30))
+        frames = [frame for index, frame in enumerate(container.decode(stream)) if index % stride == 0]
+    width = min(widest, frames[0].width)
+    size = (width, max(1, round(frames[0].height * width / frames[0].width)))
+    pictures = [Image.fromarray(frame.to_ndarray(format="rgb24")).resize(size) for frame in frames]
+    buffer = io.BytesIO()
+    pictures[0].save(buffer, "GIF", save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0)
+    return buffer.getvalue(), size
 
 
 # The index goes in front, so that a page can start playing before the whole file is loaded.

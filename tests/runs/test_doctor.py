@@ -1,6 +1,7 @@
 """The doctor: healthy here, and for every trap it finds the right fix."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,13 @@ from runs.doctor import Check, known_conflicts, print_doctor, run_probe
 
 def test_this_machine_is_healthy():
     checks = doctor.doctor()
-    assert {*doctor.PROBES, "python", "neighbours", "extras"} == {check.name for check in checks}
+    others = {"python", "neighbours", "extras", "backends", "images", "offline"}
+    assert {*doctor.PROBES, *others} == {check.name for check in checks}
     assert [check for check in checks if check.required and not check.ok] == []
     details = {check.name: check.detail for check in checks}
     assert "10 frames" in details["video"]
+    assert all(backend in details["backends"] for backend in doctor.RENDER_BACKENDS)
+    assert re.search(r"\b1\d\d games found", details["atari"])
     assert "weights_only=True" in details["checkpoint"]
     assert f"of {os.cpu_count()}" in details["processor"]
 
@@ -83,6 +87,30 @@ def test_the_users_choice_of_renderer_is_tried():
     check = run_probe("dm_control", {"MUJOCO_GL": "nonsense"})
     assert not check.ok
     assert check.fix == "unset MUJOCO_GL, or set it to egl"
+
+
+def test_the_renderer_that_works_is_named():
+    assert doctor._render_backends({"egl": True, "osmesa": False}).ok
+    other = doctor._render_backends({"egl": False, "osmesa": True})
+    assert (other.ok, other.fix) == (False, "set MUJOCO_GL=osmesa")
+    none = doctor._render_backends({"egl": False, "osmesa": False})
+    assert "apt-get install libegl1" in none.fix
+    assert none.detail == "egl does not work, osmesa does not work"
+
+
+def test_data_that_is_here_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    monkeypatch.setattr(doctor, "FASHION_MNIST", tmp_path)
+    images, offline = doctor._data()
+    assert "dataset-fashion-mnist" in images.fix
+    assert (offline.ok, offline.detail) == (False, f"Minari data sets in {tmp_path}: none")
+    data = tmp_path / "lab" / "pendulum" / "random-v0" / "data"
+    data.mkdir(parents=True)
+    (data / "metadata.json").write_text("{}")
+    (tmp_path / "train-images-idx3-ubyte.gz").touch()
+    images, offline = doctor._data()
+    assert "Fashion-MNIST" in images.detail
+    assert (offline.ok, offline.detail) == (True, f"Minari data sets in {tmp_path}: lab/pendulum/random-v0")
 
 
 TESTED = {"mujoco": "3.17.0", "dm-control": "1.0.50", "gymnasium": "1.4.0", "pillow": "13.0.0", "pandas": "3.1.1"}

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from runs.files import write_json
 from runs.record import Record, Row, read_table, write_status
 
 TABLE = "metrics.jsonl"
@@ -162,7 +163,52 @@ def test_tensorboard_shows_the_table_also_after_a_resume(tmp_path: Path):
     assert scalars(tmp_path / "tensorboard" / "seed_0", "loss/q/4") == [(1, 2.5)]
 
 
+def test_tensorboard_has_the_settings_beside_the_last_outcomes(tmp_path: Path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import metadata
+
+    config = {"command": "train", "agent": "td3", "preset": None, "agent_config": {"discount": 0.99, "hidden": [8, 8]}}
+    write_json(tmp_path / "config.json", config)
+    with Record(tmp_path, [0, 7]) as record:
+        record.write(rows_of(7, range(6)) + [Row(1, "loss/q", 2.5, 7), Row(1, "acc/task_1_after_2", 0.5, 7)])
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "seed_7"))
+    events.Reload()
+    start = metadata.parse_session_start_info_plugin_data(
+        events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    )
+    values = {name: value.string_value or value.number_value for name, value in start.hparams.items()}
+    assert values == {
+        "agent": "td3",
+        "preset": "null",
+        "agent_config.discount": 0.99,
+        "agent_config.hidden": "[8, 8]",
+        "seed": 7,
+    }
+    experiment = metadata.parse_experiment_plugin_data(
+        events.SummaryMetadata("_hparams_/experiment").plugin_data.content
+    )
+    outcomes = {info.name.tag for info in experiment.metric_infos}
+    assert outcomes == {"eval/return", "acc/task_1_after_2"}  # no loss
+    assert outcomes <= set(events.Tags()["scalars"])  # the tab reads the values there
+    assert not (tmp_path / "tensorboard" / "seed_0").exists()
+
+
+def test_a_histogram_is_for_tensorboard_only(tmp_path: Path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with Record(tmp_path / "on", [0]) as record, Record(tmp_path / "off", [0], tensorboard=False) as silent:
+        for kept in (record, silent):
+            kept.histogram(3, "weights/actor", torch.tensor([0.0, 0.5, 0.5, 1.0]), 0)
+        assert record.length == 0
+    events = EventAccumulator(str(tmp_path / "on" / "tensorboard" / "seed_0"))
+    events.Reload()
+    (found,) = events.Histograms("weights/actor")
+    assert (found.step, found.histogram_value.num, found.histogram_value.sum) == (3, 4.0, 2.0)
+    assert not (tmp_path / "off" / "tensorboard").exists()
+
+
 def test_tensorboard_can_be_switched_off(tmp_path: Path):
+    write_json(tmp_path / "config.json", {"agent": "td3"})
     with Record(tmp_path, [0], tensorboard=False) as record:
         record.write(rows_of(0, range(2)))
     assert not (tmp_path / "tensorboard").exists()

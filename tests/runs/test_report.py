@@ -1,5 +1,8 @@
 """The report: every number on the page is the table's, nothing comes from elsewhere, nothing unescaped gets in."""
 
+import csv
+import io
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,9 +12,15 @@ import numpy as np
 import pytest
 
 from runs import figures, statistics
+from runs.errors import UsageError
+from runs.exports import curves_csv, summary_csv, summary_latex
 from runs.files import write_json
+from runs.page import number
 from runs.record import Record, Row, write_status
-from runs.report import Run, read_report, render_page, write_report
+from runs.report import read_report, write_report
+from runs.results import Run, method_labels, read_runs
+from runs.sections import render_page
+from runs.video import write_mp4
 
 CONFIG: dict[str, Any] = {
     "command": "train",
@@ -103,25 +112,38 @@ def test_report_writes_a_page_and_a_picture(tmp_path: Path):
     page = Page(html_path.read_text())
     assert page.headings == [
         "td3 on dmc/cartpole-swingup",
-        "Settings",
+        "Summary",
         "Return in evaluation",
         "Return while training",
+        "Other measurements",
         "Final values",
-        "Losses",
-        "Speed",
-        "Complete settings",
+        "Settings",
     ]
 
 
+def test_every_format_is_a_file_and_an_unknown_one_writes_none(tmp_path: Path):
+    run = write_run(tmp_path / "run")
+    written = write_report([run], tmp_path / "out", ["csv", "latex", "svg", "png", "html"])
+    assert sorted(path.name for path in written) == sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert len(written) == 6
+    assert (tmp_path / "out" / "learning_curve.svg").read_text().rstrip().endswith("</svg>")
+    with pytest.raises(UsageError, match="no format 'latx'. Did you mean 'latex'"):
+        write_report([run], tmp_path / "none", ["html", "latx"])
+    assert not (tmp_path / "none").exists()
+
+
 def test_the_page_needs_nothing_from_elsewhere(tmp_path: Path):
-    html = render_page(read_report([write_run(tmp_path / "run")]))
+    run = write_run(tmp_path / "run")
+    film(run / "videos" / "step_50000_seed_0.mp4")
+    html = render_page(read_report([run, write_run(tmp_path / "other")]))
     tags = Page(html).tags
-    assert not {"script", "link", "img", "iframe", "object", "embed"} & {tag for tag, _ in tags}
+    assert not {"link", "iframe", "object", "embed"} & {tag for tag, _ in tags}
+    assert [attributes for tag, attributes in tags if tag == "script"] == [{}]
     for tag, attributes in tags:
         for name, value in attributes.items():
             if name in ("src", "href", "xlink:href", "data", "action"):
-                assert (value or "").startswith("#"), f"<{tag} {name}={value}>"
-    assert not re.search(r"@import|url\((?!#)", html)
+                assert (value or "").startswith(("#", "data:")), f"<{tag} {name}={value}>"
+    assert not re.search(r"@import|url\((?!#)|\bfetch\(|XMLHttpRequest|import\(", html)
 
 
 def test_ids_are_unique_and_every_reference_has_its_target(tmp_path: Path):
@@ -138,7 +160,9 @@ def test_final_values_are_those_of_the_table(tmp_path: Path):
     page = page_of(write_run(tmp_path / "run"))
     low, high = (statistics.summarise(FINALS.values())[key] for key in ("low", "high"))
     row = page.row("eval/return")
-    assert row[1] == f"824 [{low:.4g}, {high:.4g}]"  # (800 + 812 + 860) / 3
+    assert low is not None
+    assert high is not None
+    assert row[1] == f"824 [{number(low)}, {number(high)}]"  # (800 + 812 + 860) / 3
     assert row[2].startswith("824 [")  # the interquartile mean of three is their mean
     assert row[3].split() == ["800", "812", "860"]
     assert page.row("cl/forgetting")[1:] == ["0.125 [0.125, 0.125]", "0.125 [0.125, 0.125]", "0.125 0.125 0.125"]
@@ -157,7 +181,7 @@ def test_settings_and_state_are_shown(tmp_path: Path):
         "Versions": "torch 2.14.1, mujoco 3.17.0",
         "Wall time": "14 min 33 s",
     }
-    assert "done at step 50,000 of 50,000" in page.text
+    assert "1 run · 3 seeds done" in page.text
     assert '"discount": 0.99' in page.text
 
 
@@ -168,45 +192,72 @@ def test_the_same_run_gives_the_same_page(tmp_path: Path):
 
 def test_curves_hold_the_numbers_of_the_table(tmp_path: Path):
     report = read_report([write_run(tmp_path / "run")])
-    (line,) = report.lines["eval/return"]
+    (line,) = report.lines("eval/return")
     assert line.steps.tolist() == list(range(0, 50_001, 5000))
     np.testing.assert_allclose(line.values[:, -1], list(FINALS.values()))
     # Episodes end at other steps in each seed: the same straight lines, through bins.
-    (line,) = report.lines["train/return"]
+    (line,) = report.lines("train/return")
     assert len(line.steps) == 60
     assert line.values.shape == (3, 60)
     np.testing.assert_allclose(line.values[2], 860 * (line.steps - 50_000 / 120) / 50_000, atol=4)
 
 
 def test_long_curves_are_thinned_without_changing_their_mean():
-    rows = [Row(step, "loss/q", float(step % 7), seed) for seed in (0, 1) for step in range(100_000)]
-    (line,) = figures.lines_of({"run": rows}, "loss/q")
-    assert line.values.shape == (2, 400)
-    assert line.steps[-1] == 99_999
-    assert line.values.mean() == pytest.approx(np.mean([step % 7 for step in range(100_000)]), rel=1e-12)
+    rows = [Row(step, "loss/q", float(step % 7), seed) for seed in (0, 1) for step in range(30_000)]
+    (line,) = figures.lines_of({"run": rows}, "loss/q", {})
+    assert line.values.shape == (2, 300)
+    assert line.steps[-1] == 29_999
+    assert line.values.mean() == pytest.approx(np.mean([step % 7 for step in range(30_000)]), rel=1e-12)
+
+
+def line_of(values: np.ndarray, steps: np.ndarray, style: int = 0) -> figures.Line:
+    return figures.Line("run", style, steps, values, {seed: (steps, own) for seed, own in enumerate(values)})
 
 
 def test_what_the_panel_draws_is_mean_band_and_single_seeds():
     steps = np.array([0, 10, 20])
-    values = np.array([[0.0, 1.0, 2.0], [0.0, 3.0, 6.0], [0.0, 5.0, 10.0]])
-    line = figures.Line("run", steps, values, {seed: (steps, values[seed]) for seed in range(3)})
-    axes = figures.learning_curve([line], "environment steps", "return").axes[0]
+    values = np.arange(5)[:, None] * np.array([0.0, 1.0, 2.0])
+    axes = figures.curve_panel([line_of(values, steps)], "environment steps", "return", size=(6, 4)).axes[0]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("environment steps", "return")
     drawn = [np.asarray(drawn.get_ydata()).tolist() for drawn in axes.lines]
-    assert drawn == [*values.tolist(), [0.0, 3.0, 6.0]]
+    assert drawn == [*values.tolist(), [0.0, 2.0, 4.0]]
     band = np.asarray(axes.collections[0].get_paths()[0].vertices)
     low, high = statistics.mean_curve_interval(values, statistics.report_generator())
     assert set(band[:, 1]) == {*low, *high}
 
 
+def test_the_band_of_few_seeds_is_their_range_and_says_so():
+    steps = np.array([0, 10])
+    line = line_of(np.array([[0.0, 1.0], [0.0, 5.0], [2.0, 3.0]]), steps)
+    band = line.band()
+    assert band is not None
+    assert [bound.tolist() for bound in band] == [[0, 1], [2, 5]]
+    assert figures.band_note([line]) == (
+        "mean of 3 seeds, band: from the lowest to the highest seed, thin: single seeds"
+    )
+    assert line_of(np.array([[0.0, 1.0]]), steps).band() is None
+
+
+def test_lines_differ_without_their_colour():
+    """Of the first 28 styles no two share dash and marker, and neighbours differ in both."""
+    steps = np.arange(9)
+    lines = [line_of(np.full((1, 9), 1.0 * style), steps, style) for style in range(28)]
+    drawn = [line for line in figures.curve_panel(lines, "", size=(6, 4)).axes[0].lines if line.get_marker() != "None"]
+    looks = [(str(line.get_linestyle()) + str(line._unscaled_dash_pattern), line.get_marker()) for line in drawn]
+    assert len(set(looks)) == 28
+    for first, second in zip(looks, looks[1:], strict=False):
+        assert first[0] != second[0]
+        assert first[1] != second[1]
+
+
 def test_one_seed_is_a_line_without_a_band_and_the_page_says_so(tmp_path: Path):
     run = write_run(tmp_path / "run", CONFIG | {"seeds": [4]}, learning_rows({4: 700.0}))
     page = page_of(run)
-    assert "One seed, so a line without a band." in page.text
-    assert "One seed has no interval." in page.text
-    assert page.row("eval/return")[1:] == ["700 ", "700 ", "700"]
+    assert "One seed, so a line without a band" in page.text
+    assert "Fewer than 3 seeds: intervals and tests mean little" in page.text
+    assert page.row("eval/return")[1:] == ["700", "700", "700"]
     report = read_report([run])
-    assert len(figures.learning_curve(report.lines["eval/return"], "", "").axes[0].collections) == 0
+    assert len(figures.curve_panel(report.lines("eval/return"), "", size=(6, 4)).axes[0].collections) == 0
 
 
 def test_several_runs_are_overlaid_by_name(tmp_path: Path):
@@ -216,8 +267,10 @@ def test_several_runs_are_overlaid_by_name(tmp_path: Path):
     assert page.headings[0] == "td3, sac on dmc/cartpole-swingup"
     assert page.row("eval/return", "quick")[2].startswith("824 ")
     assert page.row("eval/return", "slow")[2].startswith("550 ")
-    assert page.row("Agent") == ["Agent", "td3", "sac"]
-    assert [line.label for line in read_report([first, second]).lines["eval/return"]] == ["quick", "slow"]
+    assert page.row("agent") == ["agent", "td3", "sac"]  # a setting that differs
+    assert [line.label for line in read_report([first, second]).lines("eval/return")] == ["td3", "sac"]
+    assert page.row("td3 – sac")[4] == "3, 2"
+    assert "td3 is ahead" in page.text or "td3 is better than sac" in page.text
 
 
 def test_runs_with_the_same_folder_name_are_told_apart(tmp_path: Path):
@@ -230,8 +283,10 @@ def test_runs_with_the_same_folder_name_are_told_apart(tmp_path: Path):
 def test_tasks_are_lines_of_their_own(tmp_path: Path):
     rows = [Row(step, "eval/return", float(step), 0, task) for step in (0, 10) for task in ("walk", "run")]
     report = read_report([write_run(tmp_path / "run", rows=rows)])
-    assert [line.label for line in report.lines["eval/return"]] == ["walk", "run"]
-    assert Page(render_page(report)).row("eval/return · walk")[1] == "10 "
+    assert [line.label for line in report.lines("eval/return")] == ["walk", "run"]
+    page = Page(render_page(report))
+    assert page.row("eval/return · walk")[1] == "10"
+    assert "eval/return at the end of training, mean over tasks, over seeds" in page.text
 
 
 def test_a_run_without_evaluation_gets_a_sentence(tmp_path: Path):
@@ -248,14 +303,14 @@ def test_a_continual_run_is_not_asked_for_returns(tmp_path: Path):
     report = read_report([write_run(tmp_path / "run", config, rows)])
     assert report.step_label == "steps"
     page = Page(render_page(report))
-    assert page.row("acc/task_1_after_5")[3] == "0.75 0.75"
-    assert "Accuracies (1)" in page.text
+    assert page.row("after 5") == ["after 5", "0.750"]
     assert page.headings == [
         "er on split-digits",
-        "Settings",
+        "Summary",
+        "Average accuracy",
+        "Accuracy of every task",
         "Final values",
-        "Continual learning",
-        "Complete settings",
+        "Settings",
     ]
 
 
@@ -273,8 +328,10 @@ def test_a_failed_run_says_why_and_missing_values_stay_missing(tmp_path: Path):
     write_status(run, "failed", 1234, 50_000, error="FloatingPointError: row 3")
     page = page_of(run)
     assert "failed at step 1,234 of 50,000: FloatingPointError: row 3" in page.text
-    assert page.row("eval/return")[1].startswith("830 [")  # (800 + 860) / 2
+    assert "seed 1: the last eval/return, at step 55,000, is missing (nan)" in page.text
     assert page.row("eval/return")[3].split() == ["800", "missing", "860"]
+    assert page.row("eval/return")[1].startswith("830 [")  # (800 + 860) / 2
+    assert page.row("td3")[1] == "2 of 3"
 
 
 def test_everything_from_outside_is_escaped(tmp_path: Path):
@@ -287,17 +344,18 @@ def test_everything_from_outside_is_escaped(tmp_path: Path):
     run = write_run(tmp_path / bad.replace("/", "!"), config, rows)
     write_json(run / "status.json", {"state": bad, "error": bad, "step": bad, "of": 2})
     html = render_page(read_report([run, write_run(tmp_path / "other")]))
-    assert "<script" not in html
+    assert html.count("<script") == 1
     page = Page(html)
     assert bad in page.text
     assert f"{bad} · {bad}" in {row[0] for row in page.rows if row}
+    assert not re.search(r"\son\w+=", re.sub(r"<script>.*?</script>", "", html, flags=re.DOTALL))
 
 
 def test_what_is_not_a_run_is_refused_before_anything_is_written(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="not a run folder"):
         write_report([tmp_path / "empty"], tmp_path / "out")
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match="no run folder"):
         write_report([], tmp_path / "out")
     run = write_run(tmp_path / "run")
     (run / "config.json").write_text("{")
@@ -307,5 +365,166 @@ def test_what_is_not_a_run_is_refused_before_anything_is_written(tmp_path: Path)
 
 
 def test_seeds_of_a_run_are_those_asked_for_and_those_recorded():
-    run = Run("r", {"seeds": [0, 1]}, {}, {"x": [Row(0, "x", 1.0, 5)]})
+    run = Run(Path("r"), "r", {"seeds": [0, 1]}, {}, {"x": [Row(0, "x", 1.0, 5)]})
     assert run.seeds == [0, 1, 5]
+
+
+def film(path: Path, frames: int = 6, size: int = 32) -> Path:
+    """A small video of noise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(0)
+    write_mp4(path, (random.integers(0, 255, (size, size, 3), dtype=np.uint8) for _ in range(frames)), fps=10)
+    return path
+
+
+def test_the_newest_film_is_in_the_page(tmp_path: Path):
+    run = write_run(tmp_path / "run")
+    film(run / "videos" / "step_9000_seed_0.mp4")
+    film(run / "videos" / "step_10000_seed_0.mp4")
+    page = page_of(run)
+    assert "What it looks like" in page.headings
+    ((_, video),) = [tag for tag in page.tags if tag[0] == "video"]
+    assert (video["src"] or "").startswith("data:video/mp4;base64,")
+    assert "step_10000" in (video["aria-label"] or "")
+
+
+def test_a_large_film_is_a_picture_and_a_broken_one_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = write_run(tmp_path / "run")
+    path = film(run / "videos" / "step_1_seed_0.mp4", frames=10)
+    monkeypatch.setattr("runs.films._LARGEST", 100)
+    ((_, image),) = [tag for tag in page_of(run).tags if tag[0] == "img"]
+    assert (image["src"] or "").startswith("data:image/png;base64,")
+    assert image["alt"]
+    path.write_bytes(b"no video" * 100)
+    assert "What it looks like" not in page_of(run).headings
+
+
+def test_a_seed_that_ended_early_is_shown_and_left_out_of_the_mean(tmp_path: Path):
+    rows = [row for row in learning_rows() if row.seed != 1 or row.step < 20_000]
+    rows.append(Row(19_500, "loss/actor", float("nan"), 1))
+    page = page_of(write_run(tmp_path / "run", CONFIG | {"seeds": [0, 1, 2, 3]}, rows))
+    assert "seed 1 has no eval/return after step 15,000; loss/actor became nan at step 19,500" in page.text
+    assert "seed 3 has no eval/return; it is in no mean below" in page.text
+    assert page.row("eval/return")[1].startswith("830 [")
+    assert page.row("eval/return")[3].split() == ["800", "243.6", "at", "step", "15,000", "860", "missing"]
+    assert page.row("td3")[1] == "2 of 4"
+    assert "a mean ends where one of its seeds does" in page.text
+
+
+def games(tmp_path: Path, scores: dict[str, dict[str, list[float]]]) -> list[Path]:
+    """Runs of agents on Atari games, one seed for each final return."""
+    folders = []
+    for agent, by_game in scores.items():
+        for game, finals in by_game.items():
+            rows = [Row(step, "eval/return", f * step / 100, s) for s, f in enumerate(finals) for step in (0, 50, 100)]
+            config = {"command": "train", "agent": agent, "env": f"atari/{game}", "seeds": list(range(len(finals)))}
+            folders.append(write_run(tmp_path / f"{agent}-{game}", config, rows))
+    return folders
+
+
+def test_scores_over_environments_by_hand(tmp_path: Path):
+    """Pong: random -20.7, human 14.6; Boxing: 0.1 and 12.1. Scores 0, 0.5, 1 and 1, 1.5, 2 in each game."""
+    low, high = [-20.7, -3.05, 14.6], [0.1, 6.1, 12.1]
+    scores = {
+        "dqn": {"Pong": low, "Boxing": high},
+        "ppo": {"Pong": [x + 35.3 for x in low], "Boxing": [x + 12 for x in high]},
+    }
+    page = page_of(*games(tmp_path, scores))
+    assert page.headings[0] == "dqn, ppo on 2 environments"
+    assert "Across environments" in page.headings
+    row = next(row for row in page.rows if row[0] == "dqn" and len(row) == 6)
+    starts = [cell.split()[0] for cell in row]
+    assert starts == ["dqn", "0.5", "0.5", "0.5", "0.5", "3"]  # IQM, median, mean, gap, seeds
+    row = next(row for row in page.rows if row[0] == "ppo" and len(row) == 6)
+    assert [cell.split()[0] for cell in row] == ["ppo", "1.5", "1.5", "1.5", "0", "3"]
+    # Of nine pairs in a game, 1 against 1 is a tie: 1/18 of dqn over ppo.
+    assert page.row("dqn over ppo")[1].startswith("0.06 [")
+    assert "0 = random, 1 = human" in page.text
+    assert page.row("dqn – ppo", "atari/Pong")[2].startswith("-35.3 [")
+
+
+def test_environments_without_a_reference_pair_are_not_averaged(tmp_path: Path):
+    runs = games(tmp_path, {"dqn": {"Pong": [1.0, 2.0], "Adventure": [1.0, 2.0]}})
+    page = page_of(*runs)
+    assert "No average over environments: 'atari/Adventure' has no human score" in page.text
+
+
+def test_a_method_that_lacks_an_environment_is_left_out_of_the_average(tmp_path: Path):
+    runs = games(tmp_path, {"dqn": {"Pong": [1.0, 2.0], "Boxing": [1.0, 2.0]}, "ppo": {"Pong": [1.0, 2.0]}})
+    assert "ppo: not measured in every environment, so left out" in page_of(*runs).text
+
+
+def test_methods_are_named_as_shortly_as_possible(tmp_path: Path):
+    def labels(*configs: dict[str, Any]) -> list[str]:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        return method_labels(read_runs([write_run(folder / f"r{i}", c, []) for i, c in enumerate(configs)]))
+
+    one, other = {"agent": "td3", "env": "x"}, {"agent": "sac", "env": "x"}
+    assert labels(one, other) == ["td3", "sac"]
+    assert labels(one, one | {"env": "y"}) == ["td3", "td3"]
+    steps = [one | {"agent_config": {"n_step": n, "discount": 0.99}} for n in (1, 3)]
+    assert labels(*steps, other) == ["td3 n_step=1", "td3 n_step=3", "sac"]
+    assert labels(one, one) == ["r0", "r1"]
+    assert labels({}, other) == ["r0", "r1"]
+
+
+def test_only_settings_that_differ_are_set_side_by_side(tmp_path: Path):
+    first = write_run(tmp_path / "first")
+    second = write_run(tmp_path / "second", CONFIG | {"agent_config": {"discount": 0.9}, "preset": "dmc"})
+    page = page_of(first, second)
+    assert page.row("agent_config.discount") == ["agent_config.discount", "0.99", "0.9"]
+    assert page.row("preset") == ["preset", "–", "dmc"]
+    assert not [row for row in page.rows if row[0] in ("steps", "env", "options.num_envs")]
+    assert page.row("Commit") == ["Commit", "10ece44"]  # the same for both
+    both = [write_run(tmp_path / "a"), write_run(tmp_path / "b")]
+    assert "The settings of the runs are the same." in page_of(*both).text
+
+
+def test_a_table_for_spreadsheets(tmp_path: Path):
+    report = read_report([write_run(tmp_path / "run")])
+    rows = {row["metric"]: row for row in csv.DictReader(io.StringIO(summary_csv(report)))}
+    row = rows["eval/return"]
+    assert (float(row["mean"]), row["seeds"], row["seeds_asked"]) == (824.0, "3", "3")
+    assert row["values"] == "0:800.0 1:812.0 2:860.0"
+    low, high = (statistics.summarise(FINALS.values())[key] for key in ("low", "high"))
+    assert (float(row["low"]), float(row["high"])) == (low, high)
+    curve = [row for row in csv.DictReader(io.StringIO(curves_csv(report))) if row["metric"] == "eval/return"]
+    assert [int(row["step"]) for row in curve] == list(range(0, 50_001, 5000))
+    assert float(curve[-1]["mean"]) == 824.0
+    assert float(curve[-1]["low"]) < 824 < float(curve[-1]["high"])
+
+
+def test_a_table_for_papers(tmp_path: Path):
+    scores = {"dqn_a": {"Pong": [1.0, 3.0], "Boxing": [10.0, 12.0]}, "ppo": {"Pong": [5.0, 7.0]}}
+    text = summary_latex(read_report(games(tmp_path, scores)))
+    lines = text.splitlines()
+    assert lines[:3] == [r"\begin{tabular}{lrr}", r"\toprule", r" & atari/Pong & atari/Boxing \\"]
+    assert lines[4].startswith(r"dqn\_a & 2 {\scriptsize [")
+    assert r"\textbf" not in lines[4]  # the only one in its column is not the best of anything
+    assert lines[5].startswith(r"ppo & \textbf{6} {\scriptsize [")
+    assert lines[5].endswith(r"& -- \\")
+    assert "$-$" in lines[4]  # two seeds: the interval reaches below zero
+
+
+def test_constant_measurements_are_named_and_not_drawn(tmp_path: Path):
+    rows = [*learning_rows(), *(Row(step, "eval/length", 200.0, seed) for step in (0, 9) for seed in range(3))]
+    page = page_of(write_run(tmp_path / "run", rows=rows))
+    assert "Not drawn, because constant: eval/length, speed/steps_per_second." in page.text
+
+
+def test_hovering_shows_the_numbers_of_the_table(tmp_path: Path):
+    page = page_of(write_run(tmp_path / "run"))
+    data = next(json.loads(a["data-lines"] or "") for tag, a in page.tags if tag == "figure" and "data-lines" in a)
+    ((label, steps, mean, low, high),) = data
+    assert (label, steps[-1], mean[-1], low[-1], high[-1]) == ("td3", 50_000, 824.0, 800.0, 860.0)
+    svg = next(a for tag, a in page.tags if tag == "svg" and "data-axes" in a)
+    left, right, top, bottom, first, last = map(float, (svg["data-axes"] or "").split())
+    assert 0 < left < right <= 1
+    assert 0 <= top < bottom < 1
+    assert first == 0
+    assert last >= 50_000
+
+
+def test_dollars_in_names_are_no_formulas(tmp_path: Path):
+    config = CONFIG | {"agent": "a$b$_^{", "env": "$x_"}
+    write_report([write_run(tmp_path / "r", config), write_run(tmp_path / "s")], tmp_path / "out")

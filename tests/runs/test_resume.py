@@ -55,7 +55,8 @@ def test_every_agent_and_backend_goes_on_bit_for_bit(server, tmp_path, agent, en
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert server.run(*train, "--name", "whole", **room).code == 0
     assert server.run(*train, "--name", "run", **room, signals={54: signal.SIGTERM}).code == 3
-    assert [path.name for path in checkpoint.list_checkpoints(run)] == ["step_40", "step_54"]
+    first, last = (path.name for path in checkpoint.list_checkpoints(run))
+    assert (first, last) in (("step_40", "step_54"), ("step_42", "step_54"))  # 42: with three environments
     assert server.run("resume", run, **room, signals={102: signal.SIGKILL}).code == -signal.SIGKILL
     assert checkpoint.newest(run).name in ("step_54", "step_80", "step_81")  # the kill may come before step_80 is whole
     ended = server.run("resume", run, "--quiet", **room)

@@ -175,7 +175,7 @@ def test_overlapped_runs_repeat_and_are_one_round_of_updates_behind(tmp_path, en
     for name, more in (("a", ["--overlap"]), ("b", ["--overlap"]), ("c", [])):
         flags = [*QUICK, "--env", env_id, "--steps", "160", "--num-envs", "2", "--seeds", "1", *more]
         assert main(["train", "td3", *flags[2:], "--out", str(tmp_path), "--name", name]) == 0
-        state = checkpoint.read_seed(checkpoint.newest(tmp_path / name), 0, torch.device("cpu"))
+        state = checkpoint.read_seed(checkpoint.newest(tmp_path / name), 0)
         hashes.append(checkpoint.state_hash(state))
         updates.append(state["agent"]["updates"])
     assert hashes[0] == hashes[1] != hashes[2]

@@ -1,5 +1,6 @@
 """mp4 files, proved by decoding them."""
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from runs.video import write_mp4
+from runs.video import show_in_tensorboard, write_mp4
 
 
 def ramp(count: int, height: int, width: int) -> Iterator[np.ndarray]:
@@ -84,3 +85,32 @@ def test_frames_that_make_no_video_are_refused(tmp_path: Path, frames: list[np.n
 def test_fps_must_be_positive(tmp_path: Path):
     with pytest.raises(ValueError, match="fps"):
         write_mp4(tmp_path / "a.mp4", ramp(2, 16, 16), fps=0)
+
+
+def test_a_film_is_among_the_images_of_tensorboard(tmp_path: Path):
+    """100 pictures of 320 x 240 become 50 of 160 x 120, played in the same time."""
+    from PIL import Image
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    write_mp4(tmp_path / "a.mp4", (np.full((240, 320, 3), i, dtype=np.uint8) for i in range(100)), fps=25)
+    folder = tmp_path / "tensorboard" / "seed_3"
+    folder.mkdir(parents=True)
+    show_in_tensorboard(tmp_path, 3, 5000, tmp_path / "a.mp4")
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    (found,) = events.Images("film")
+    assert (found.step, found.width, found.height) == (5000, 160, 120)
+    with Image.open(io.BytesIO(found.encoded_image_string)) as gif:
+        assert (gif.format, gif.size) == ("GIF", (160, 120))
+        assert 40 <= getattr(gif, "n_frames", 1) <= 50  # equal neighbours may be joined
+        length = 0
+        for index in range(getattr(gif, "n_frames", 1)):
+            gif.seek(index)
+            length += gif.info["duration"]
+    assert length == pytest.approx(4000)
+
+
+def test_a_run_without_event_files_gets_none(tmp_path: Path):
+    write_mp4(tmp_path / "a.mp4", ramp(3, 32, 32), fps=30)
+    show_in_tensorboard(tmp_path, 0, 5, tmp_path / "a.mp4")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
