@@ -29,6 +29,7 @@ A continual- and reinforcement-learning laboratory.
   evaluate RUN           scores of a run's newest checkpoint
   watch RUN              a video of one episode, without a display
   report RUN [RUN ...]   learning curves with intervals as one HTML page and a PNG
+  sweep FILE             train every combination that a file lists
   bench                  the runner's speed against other libraries and the bare simulator
   list                   agents, environments, presets
   doctor                 check this installation
@@ -112,6 +113,13 @@ def doctor(arguments: Sequence[str]) -> int:
     return print_doctor(examine())
 
 
+def sweep(arguments: Sequence[str]) -> int:
+    """Runs `neoteny sweep`."""
+    from runs.sweep import sweep_command
+
+    return sweep_command(arguments)
+
+
 def bench(arguments: Sequence[str]) -> int:
     """Runs `neoteny bench`."""
     from runs.bench import bench_command
@@ -124,6 +132,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "evaluate": evaluate,
     "watch": watch,
     "report": report,
+    "sweep": sweep,
     "bench": bench,
     "list": list_,
     "doctor": doctor,
