@@ -214,7 +214,7 @@ def test_dry_run_prints_commands_that_train_takes_and_writes_nothing(tmp_path, c
 
 
 class ScriptedEngine:
-    """Ends one job at every third question, with the next of its exit codes; keeps what ran side by side."""
+    """Ends one job at every fifth question, with the next of its exit codes; keeps what ran side by side."""
 
     def __init__(self, cores: int, codes: dict[str, list[int]]):
         self.cores, self.codes = cores, codes
@@ -235,7 +235,7 @@ class ScriptedEngine:
 
     def finished(self) -> list[tuple[str, int]]:
         self.questions += 1
-        if not self.running or self.questions % 3:
+        if not self.running or self.questions % 5:
             return []
         name = self.running.pop(0)
         return [(name, self.codes[name].pop(0))]
