@@ -33,6 +33,7 @@ A continual- and reinforcement-learning laboratory.
   watch RUN              a video of one episode, without a display
   report RUN [RUN ...]   learning curves with intervals as one HTML page and a PNG
   compare A B [...]      which run is better, by how much, how sure
+  sweep FILE             train every combination that a file lists
   bench                  the runner's speed against other libraries and the bare simulator
   list                   agents, environments, presets
   doctor                 check this installation
@@ -139,6 +140,13 @@ def doctor(arguments: Sequence[str]) -> int:
     return print_doctor(examine())
 
 
+def sweep(arguments: Sequence[str]) -> int:
+    """Runs `neoteny sweep`."""
+    from runs.sweep import sweep_command
+
+    return sweep_command(arguments)
+
+
 def bench(arguments: Sequence[str]) -> int:
     """Runs `neoteny bench`."""
     from runs.bench import bench_command
@@ -153,6 +161,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "watch": watch,
     "report": report,
     "compare": compare,
+    "sweep": sweep,
     "bench": bench,
     "list": list_,
     "doctor": doctor,

@@ -187,6 +187,32 @@ class CompareOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SweepOptions:
+    """Train every combination of agents, environments and options that a TOML file lists; started again, it goes on."""
+
+    file: Annotated[Path, tyro.conf.Positional]
+    """what to train, see docs/sweep.md"""
+    out: Path = Path("results")
+    """the runs go to OUT/NAME"""
+    name: str | None = None
+    """default: the name of the file, without its ending"""
+    engine: str = "local"
+    """local (processes of this machine) or ray (the cluster of $RAY_ADDRESS, else this machine)"""
+    cores: int = 0
+    """cores that the trials running at a time may take together; 0 = all"""
+    gpus: float = 0.0
+    """GPUs, or a share of one, that Ray reserves for each trial"""
+    retries: int = 3
+    """how often a trial that dies is resumed"""
+    dry_run: bool = False
+    """check everything, print the commands, start nothing"""
+    quiet: bool = False
+    """no progress"""
+    json: bool = False
+    """print the closing summary as one JSON object on stdout"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ListOptions:
     """What there is to name on the command line: agents, envs, presets."""
 
