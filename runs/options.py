@@ -197,7 +197,7 @@ class SweepOptions:
     name: str | None = None
     """default: the name of the file, without its ending"""
     engine: str = "local"
-    """local (processes of this machine) or ray (the cluster at $RAY_ADDRESS, or started here)"""
+    """local (processes of this machine) or ray (cluster of $RAY_ADDRESS, or this machine)"""
     cores: int = 0
     """cores that the trials running at a time may take together; 0 = all"""
     gpus: float = 0.0
