@@ -1,0 +1,96 @@
+"""What may keep a network plastic: the moments at which an intervention may act, and what it acts upon.
+
+The same object serves a supervised learner, an agent and a continual strategy, one network or a stacked population.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plasticity.structure import Structure
+
+
+@dataclass
+class Learner:
+    """A network in training, as interventions see it.
+
+    members: K if every parameter has a leading axis of K members (`plasticity.stacked`), None for an ordinary network.
+    optimizer: a `torch.optim.Optimizer`, or `plasticity.adam.Adam`; both own one state for each parameter.
+    generators: one for each member (one for an ordinary network), for the draws of interventions and nothing else.
+    fresh: draws a newly initialised ordinary network from a generator, with the law that drew the first one.
+    steps: optimiser steps taken.
+    """
+
+    network: nn.Module
+    structure: Structure
+    optimizer: Any
+    members: int | None
+    generators: Sequence[torch.Generator]
+    fresh: Callable[[torch.Generator], nn.Module]
+    steps: int = 0
+
+    def parameter(self, name: str) -> Tensor:
+        """A parameter without gradient, [K, *shape]; K is 1 for an ordinary network. Shares memory: write in place."""
+        tensor = self.network.get_parameter(name).detach()
+        return tensor if self.members is not None else tensor.unsqueeze(0)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the last gradient step saw: inputs [K, B, ...], targets [K, B] or [K, B, out] (K = 1: ordinary network).
+
+    activations: outputs of the nonlinearities by `Hidden.name`, [K, B, H, ...], detached, in the forward pass of that
+    step; empty unless an intervention asks for them.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    activations: Mapping[str, Tensor]
+
+
+class Intervention:
+    """Does nothing. A real one overrides the moments that it needs; all are called in the order of this class.
+
+    uses_boundaries: it must be told when the task changes, which most problems hide from the learner.
+    needs_activations: `after_step` reads `batch.activations`.
+    """
+
+    uses_boundaries = False
+    needs_activations = False
+
+    def build(self, network: nn.Module) -> nn.Module:
+        """The network to train instead of `network`, one member, before weights are drawn. Raises ValueError if it
+        cannot be."""
+        return network
+
+    def optimizer(
+        self, network: nn.Module, parameters: Iterable[nn.Parameter], learning_rate: float, stacked: bool
+    ) -> torch.optim.Optimizer | None:
+        """The optimiser to use instead of the problem's; None: no change. stacked: a leading axis of members."""
+        return None
+
+    def begin(self, learner: Learner) -> None:
+        """Once, before the first step: remember initial values, make room for statistics."""
+
+    def penalty(self, learner: Learner, parameters: Mapping[str, Tensor]) -> Tensor | None:
+        """What to add to each member's loss, [K] ([1] for an ordinary network), as a function of `parameters`
+        ([K, *shape] by name, with gradient); None: nothing."""
+        return None
+
+    def after_step(self, learner: Learner, batch: Batch) -> None:
+        """After each optimiser step, in place, without gradient."""
+
+    def at_boundary(self, learner: Learner) -> None:
+        """Between the last step of a task and the first of the next; only if `uses_boundaries`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What decides the future: tensors and plain values."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Undo `state_dict`, after `begin`."""

@@ -1,0 +1,277 @@
+"""K networks of one architecture as one network: every parameter and buffer gets a leading axis of K members.
+
+`stack` turns K ordinary networks into one `nn.Module` that maps [K, B, ...] to [K, B, ...]. Parameters keep their
+names, so what is written for the parameters of one network (`plasticity.structure`) holds for the stacked ones. Known
+layers run as one batched product or one grouped convolution, anything else through `torch.func.vmap`. Members never
+mix: member k of the result is what network k alone would give.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+from torch.nn import functional as F
+
+
+def stack(networks: Sequence[nn.Module]) -> nn.Module:
+    """One network of K members out of K of the same architecture, whose values it copies.
+
+    Maps x [K, B, *inputs] to [K, B, *outputs]. Raises ValueError if there is none or if their parameters differ in name
+    or shape.
+    """
+    if not networks:
+        raise ValueError("stack needs at least one network")
+    shapes = [{name: t.shape for name, t in _tensors(network).items()} for network in networks]
+    different = next((k for k, shape in enumerate(shapes) if shape != shapes[0]), None)
+    if different is not None:
+        raise ValueError(f"networks 0 and {different} have other parameters; stack needs one architecture")
+    return _stacked(list(networks))
+
+
+def member(network: nn.Module, template: nn.Module, index: int) -> nn.Module:
+    """An ordinary network with the values of one member of `network`. template: a network of that architecture."""
+    single = copy.deepcopy(template)
+    own, all_members = _tensors(single), _tensors(network)
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(all_members[name][index])
+    return single
+
+
+def _tensors(network: nn.Module) -> dict[str, Tensor]:
+    return {**dict(network.named_parameters()), **dict(network.named_buffers())}
+
+
+def _stacked(networks: list[nn.Module]) -> nn.Module:
+    first = networks[0]
+    if type(first) is nn.Sequential:
+        names = [name for name, _ in first.named_children()]
+        children = {name: _stacked([network.get_submodule(name) for network in networks]) for name in names}
+        whole = nn.Sequential()
+        for name, child in children.items():
+            whole.add_module(name, child)
+        return whole.train(first.training)
+    make = _LAYERS.get(type(first))
+    if make is not None:
+        return make(networks).train(first.training)
+    if isinstance(first, ELEMENTWISE) and not _tensors(first):
+        return copy.deepcopy(first)
+    return Vmapped(networks).train(first.training)
+
+
+def _parameter(tensors: Sequence[Any]) -> nn.Parameter | None:
+    """The same parameter of all members, stacked; None where a layer goes without it."""
+    if tensors[0] is None:
+        return None
+    frozen = not tensors[0].requires_grad
+    return nn.Parameter(torch.stack([t.detach() for t in tensors]), requires_grad=not frozen)
+
+
+# Layers that do the same to each number wherever it stands, and so need no stacked form.
+ELEMENTWISE = (
+    nn.Identity, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Mish,
+)  # fmt: skip
+
+
+class StackedLinear(nn.Module):
+    """K linear layers: weight [K, out, in], bias [K, out]; [K, B, ..., in] -> [K, B, ..., out]."""
+
+    def __init__(self, layers: Sequence[nn.Module]):
+        super().__init__()
+        self.weight = cast(nn.Parameter, _parameter([layer.weight for layer in layers]))
+        self.bias = _parameter([layer.bias for layer in layers])
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x if x.dim() == 3 else x.reshape(x.shape[0], -1, x.shape[-1])
+        weight = self.weight.mT
+        y = torch.bmm(rows, weight) if self.bias is None else torch.baddbmm(self.bias.unsqueeze(1), rows, weight)
+        return y if x.dim() == 3 else y.view(*x.shape[:-1], y.shape[-1])
+
+
+class StackedConv2d(nn.Module):
+    """K convolutions as one grouped one: weight [K, O, I, h, w], bias [K, O]; [K, B, I, H, W] -> [K, B, O, H', W']."""
+
+    def __init__(self, layers: Sequence[nn.Module]):
+        super().__init__()
+        first = cast(nn.Conv2d, layers[0])
+        if first.padding_mode != "zeros" or isinstance(first.padding, str):
+            raise ValueError("a stacked convolution needs zeros as padding, given as numbers")
+        self.weight = cast(nn.Parameter, _parameter([layer.weight for layer in layers]))
+        self.bias = _parameter([layer.bias for layer in layers])
+        self.stride, self.padding, self.dilation, self.groups = (
+            first.stride,
+            first.padding,
+            first.dilation,
+            first.groups,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        members, batch = x.shape[:2]
+        images = x.transpose(0, 1).reshape(batch, -1, *x.shape[3:])
+        bias = None if self.bias is None else self.bias.flatten()
+        y = F.conv2d(
+            images,
+            self.weight.flatten(0, 1),
+            bias,
+            self.stride,
+            cast(tuple[int, int], self.padding),
+            self.dilation,
+            self.groups * members,
+        )
+        return y.view(batch, members, -1, *y.shape[2:]).transpose(0, 1)
+
+
+class StackedLayerNorm(nn.Module):
+    """K layer normalisations: gain and offset [K, *normalised]; [K, B, ..., *normalised] keeps its shape."""
+
+    def __init__(self, layers: Sequence[nn.Module]):
+        super().__init__()
+        first = cast(nn.LayerNorm, layers[0])
+        self.normalized_shape, self.eps = first.normalized_shape, first.eps
+        self.weight = _parameter([layer.weight for layer in layers])
+        self.bias = _parameter([layer.bias for layer in layers])
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.layer_norm(x, self.normalized_shape, eps=self.eps)
+        return _affine(y, self.weight, self.bias, x.dim() - 1 - len(self.normalized_shape))
+
+
+class StackedRMSNorm(nn.Module):
+    """K root-mean-square normalisations: gain [K, *normalised]."""
+
+    def __init__(self, layers: Sequence[nn.Module]):
+        super().__init__()
+        first = cast(nn.RMSNorm, layers[0])
+        self.normalized_shape, self.eps = first.normalized_shape, first.eps
+        self.weight = _parameter([layer.weight for layer in layers])
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.rms_norm(x, list(self.normalized_shape), eps=self.eps)
+        return _affine(y, self.weight, None, x.dim() - 1 - len(self.normalized_shape))
+
+
+class StackedGroupNorm(nn.Module):
+    """K group normalisations: gain and offset [K, C]; [K, B, C, ...] keeps its shape."""
+
+    def __init__(self, layers: Sequence[nn.Module]):
+        super().__init__()
+        first = cast(nn.GroupNorm, layers[0])
+        self.num_groups, self.eps = first.num_groups, first.eps
+        self.weight = _parameter([layer.weight for layer in layers])
+        self.bias = _parameter([layer.bias for layer in layers])
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.group_norm(x.flatten(0, 1), self.num_groups, eps=self.eps).view(x.shape)
+        gain, offset = (None if t is None else t.view(*t.shape, *[1] * (x.dim() - 3)) for t in (self.weight, self.bias))
+        return _affine(y, gain, offset, 1)
+
+
+def _affine(y: Tensor, gain: Tensor | None, offset: Tensor | None, batch_axes: int) -> Tensor:
+    """y [K, *batch, *rest] times gain [K, *rest], plus offset."""
+    shaped = [t if t is None else t.view(t.shape[0], *[1] * batch_axes, *t.shape[1:]) for t in (gain, offset)]
+    y = y if shaped[0] is None else y * shaped[0]
+    return y if shaped[1] is None else y + shaped[1]
+
+
+class StackedBatchNorm(nn.Module):
+    """K batch normalisations, each over its own batch: gain, offset and running statistics [K, C]; [K, B, C, ...]."""
+
+    def __init__(self, layers: Sequence[nn.Module]):
+        super().__init__()
+        first = cast(nn.BatchNorm2d, layers[0])
+        if first.momentum is None:
+            raise ValueError("a stacked BatchNorm needs a momentum")
+        self.eps, self.momentum = first.eps, first.momentum
+        self.weight = _parameter([layer.weight for layer in layers])
+        self.bias = _parameter([layer.bias for layer in layers])
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            buffers = [getattr(layer, name) for layer in layers]
+            self.register_buffer(name, None if buffers[0] is None else torch.stack(buffers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        members, batch = x.shape[:2]
+        channels = x.transpose(0, 1).reshape(batch, -1, *x.shape[3:])
+        mean, var = cast(Tensor | None, self.running_mean), cast(Tensor | None, self.running_var)
+        if self.training and mean is not None:
+            cast(Tensor, self.num_batches_tracked).add_(1)
+        mean, var, gain, offset = (None if t is None else t.view(-1) for t in (mean, var, self.weight, self.bias))
+        y = F.batch_norm(channels, mean, var, gain, offset, self.training or mean is None, self.momentum, self.eps)
+        return y.view(batch, members, -1, *y.shape[2:]).transpose(0, 1)
+
+
+class StackedFlatten(nn.Module):
+    """`nn.Flatten` behind the axis of members."""
+
+    def __init__(self, layers: Sequence[nn.Module]):
+        super().__init__()
+        first = cast(nn.Flatten, layers[0])
+        self.start = first.start_dim + 1 if first.start_dim >= 0 else first.start_dim
+        self.end = first.end_dim + 1 if first.end_dim >= 0 else first.end_dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(self.start, self.end)
+
+
+class PerImage(nn.Module):
+    """A layer without parameters that takes [B, C, H, W], such as a pooling, on [K, B, C, H, W]."""
+
+    def __init__(self, layers: Sequence[nn.Module]):
+        super().__init__()
+        self.layer = copy.deepcopy(layers[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x.flatten(0, 1))
+        return y.view(*x.shape[:2], *y.shape[1:])
+
+
+class Vmapped(nn.Module):
+    """Any module of which K exist, run through `torch.func.vmap`. Parameters and buffers keep their names."""
+
+    def __init__(self, networks: Sequence[nn.Module]):
+        super().__init__()
+        parameters, buffers = stack_module_state(list(networks))
+        trains = dict(networks[0].named_parameters())
+        skeleton = copy.deepcopy(networks[0]).to("meta")
+        self._skeleton = [skeleton]  # in a list, so that its own parameters do not count
+        holders: dict[str, nn.Module] = {"": self}
+        for name, module in networks[0].named_modules():
+            if name:
+                holders[name] = nn.Module()
+                parent, _, last = name.rpartition(".")
+                holders[parent].add_module(last, holders[name])
+            del module
+        for name, tensor in parameters.items():
+            parent, _, last = name.rpartition(".")
+            value = nn.Parameter(tensor.detach(), requires_grad=trains[name].requires_grad)
+            holders[parent].register_parameter(last, value)
+        for name, tensor in buffers.items():
+            parent, _, last = name.rpartition(".")
+            holders[parent].register_buffer(last, tensor)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skeleton = self._skeleton[0].train(self.training)
+
+        def one(tensors: dict[str, Tensor], x: Tensor) -> Tensor:
+            return functional_call(skeleton, tensors, (x,))
+
+        return vmap(one, randomness="different")(_tensors(self), x)
+
+
+_LAYERS: dict[type[nn.Module], Callable[[Sequence[nn.Module]], nn.Module]] = {
+    nn.Linear: StackedLinear,
+    nn.Conv2d: StackedConv2d,
+    nn.LayerNorm: StackedLayerNorm,
+    nn.RMSNorm: StackedRMSNorm,
+    nn.GroupNorm: StackedGroupNorm,
+    nn.BatchNorm1d: StackedBatchNorm,
+    nn.BatchNorm2d: StackedBatchNorm,
+    nn.Flatten: StackedFlatten,
+    nn.MaxPool2d: PerImage,
+    nn.AvgPool2d: PerImage,
+    nn.AdaptiveAvgPool2d: PerImage,
+}
