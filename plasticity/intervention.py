@@ -58,10 +58,12 @@ class Intervention:
 
     uses_boundaries: it must be told when the task changes, which most problems hide from the learner.
     needs_activations: `after_step` reads `batch.activations`.
+    scales_steps: `scale_step` is to be asked; the optimiser must then be one of `plasticity.optimisers`.
     """
 
     uses_boundaries = False
     needs_activations = False
+    scales_steps = False
 
     def build(self, network: nn.Module) -> nn.Module:
         """The network to train instead of `network`, one member, before weights are drawn. Raises ValueError if it
@@ -81,6 +83,15 @@ class Intervention:
         """What to add to each member's loss, [K] ([1] for an ordinary network), as a function of `parameters`
         ([K, *shape] by name, with gradient); None: nothing."""
         return None
+
+    def scale_step(self, learner: Learner, batch: Batch, proposal: Mapping[str, Tensor]) -> Tensor:
+        """The part of the proposed step to take, [K] ([1] for an ordinary network), without gradient; 1 is all of it.
+
+        Called between the optimiser's `propose` and its `apply`, so parameters and optimiser state are given and stay
+        as they are; only if `scales_steps`. batch: what the proposal was computed from, without activations. proposal:
+        by parameter name, of the parameter's shape; the change of the parameter, learning rate and decay included.
+        """
+        return torch.ones(learner.members or 1, device=batch.inputs.device)
 
     def after_step(self, learner: Learner, batch: Batch) -> None:
         """After each optimiser step, in place, without gradient."""
