@@ -6,8 +6,8 @@ The same object serves a supervised learner, an agent and a continual strategy, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,9 @@ class Learner:
     optimizer: a `torch.optim.Optimizer`, or `plasticity.adam.Adam`; both own one state for each parameter.
     generators: one for each member (one for an ordinary network), for the draws of interventions and nothing else.
     fresh: draws a newly initialised ordinary network from a generator, with the law that drew the first one.
-    steps: optimiser steps taken.
+    steps: optimiser steps taken; `after_step` sees the one just taken counted.
+    copies: values remembered for parameters ([K, *shape] by name), such as initial ones, averages and targets; where a
+    part of a parameter is drawn anew (`plasticity.redraw`), these follow.
     """
 
     network: nn.Module
@@ -33,6 +35,7 @@ class Learner:
     generators: Sequence[torch.Generator]
     fresh: Callable[[torch.Generator], nn.Module]
     steps: int = 0
+    copies: list[Mapping[str, Tensor]] = field(default_factory=list)
 
     def parameter(self, name: str) -> Tensor:
         """A parameter without gradient, [K, *shape]; K is 1 for an ordinary network. Shares memory: write in place."""
@@ -59,11 +62,13 @@ class Intervention:
     uses_boundaries: it must be told when the task changes, which most problems hide from the learner.
     needs_activations: `after_step` reads `batch.activations`.
     scales_steps: `scale_step` is to be asked; the optimiser must then be one of `plasticity.optimisers`.
+    stage: of several interventions, `after_step` is called in the order decay, reset, clip, project (spec 3.4).
     """
 
     uses_boundaries = False
     needs_activations = False
     scales_steps = False
+    stage: Literal["decay", "reset", "clip", "project"] = "reset"
 
     def build(self, network: nn.Module) -> nn.Module:
         """The network to train instead of `network`, one member, before weights are drawn. Raises ValueError if it

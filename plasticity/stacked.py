@@ -2,8 +2,9 @@
 
 `stack` turns K ordinary networks into one `nn.Module` that maps [K, B, ...] to [K, B, ...]. Parameters keep their
 names, so what is written for the parameters of one network (`plasticity.structure`) holds for the stacked ones. Known
-layers run as one batched product or one grouped convolution, anything else through `torch.func.vmap`. Members never
-mix: member k of the result is what network k alone would give.
+layers run as one batched product or one grouped convolution, a layer of one's own through the module that its static
+method `stacked` makes of K such layers, anything else through `torch.func.vmap`. Members never mix: member k of the
+result is what network k alone would give.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def _stacked(networks: list[nn.Module]) -> nn.Module:
         for name, child in children.items():
             whole.add_module(name, child)
         return whole.train(first.training)
-    make = _LAYERS.get(type(first))
+    make = _LAYERS.get(type(first)) or getattr(type(first), "stacked", None)
     if make is not None:
         return make(networks).train(first.training)
     if isinstance(first, ELEMENTWISE) and not _tensors(first):
