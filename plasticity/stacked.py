@@ -10,12 +10,14 @@ result is what network k alone would give.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, stack_module_state, vmap
+from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 
@@ -234,11 +236,15 @@ class PerImage(nn.Module):
 
 
 class Vmapped(nn.Module):
-    """Any module of which K exist, run through `torch.func.vmap`. Parameters and buffers keep their names."""
+    """Any module of which K exist, run through `torch.func.vmap`. Parameters and buffers keep their names.
+
+    Its submodules only hold parameters, but a forward hook on one of them is called with the stacked output.
+    """
 
     def __init__(self, networks: Sequence[nn.Module]):
         super().__init__()
-        parameters, buffers = stack_module_state(list(networks))
+        tensors = [_tensors(network) for network in networks]
+        values = {name: torch.stack([t[name].detach() for t in tensors]) for name in tensors[0]}
         trains = dict(networks[0].named_parameters())
         skeleton = copy.deepcopy(networks[0]).to("meta")
         self._skeleton = [skeleton]  # in a list, so that its own parameters do not count
@@ -249,21 +255,40 @@ class Vmapped(nn.Module):
                 parent, _, last = name.rpartition(".")
                 holders[parent].add_module(last, holders[name])
             del module
-        for name, tensor in parameters.items():
+        for name, value in values.items():
             parent, _, last = name.rpartition(".")
-            value = nn.Parameter(tensor.detach(), requires_grad=trains[name].requires_grad)
-            holders[parent].register_parameter(last, value)
-        for name, tensor in buffers.items():
-            parent, _, last = name.rpartition(".")
-            holders[parent].register_buffer(last, tensor)
+            if name in trains:
+                parameter = nn.Parameter(value, requires_grad=trains[name].requires_grad)
+                holders[parent].register_parameter(last, parameter)
+            else:
+                holders[parent].register_buffer(last, value)
+
+    @property
+    def skeleton(self) -> nn.Module:
+        """An ordinary network without values: the architecture."""
+        return self._skeleton[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        skeleton = self._skeleton[0].train(self.training)
+        skeleton = self.skeleton.train(self.training)
+        hooked = {name: module for name, module in self.named_modules() if name and module._forward_hooks}
 
-        def one(tensors: dict[str, Tensor], x: Tensor) -> Tensor:
-            return functional_call(skeleton, tensors, (x,))
+        def one(tensors: dict[str, Tensor], x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            outputs: dict[str, Tensor] = {}
+            with ExitStack() as hooks:
+                for name in hooked:
+                    keep = functools.partial(_keep_output, outputs, name)
+                    hooks.callback(skeleton.get_submodule(name).register_forward_hook(keep).remove)
+                return functional_call(skeleton, tensors, (x,)), outputs
 
-        return vmap(one, randomness="different")(_tensors(self), x)
+        y, outputs = vmap(one, randomness="different")(_tensors(self), x)
+        for name, module in hooked.items():
+            for hook in module._forward_hooks.values():
+                hook(module, (), outputs[name])
+        return y
+
+
+def _keep_output(outputs: dict[str, Tensor], name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
+    outputs[name] = output
 
 
 _LAYERS: dict[type[nn.Module], Callable[[Sequence[nn.Module]], nn.Module]] = {
