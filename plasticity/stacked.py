@@ -91,7 +91,7 @@ class StackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x if x.dim() == 3 else x.reshape(x.shape[0], -1, x.shape[-1])
-        # W xᵀ instead of x Wᵀ: its gradient then has the layout of W, and adding the one to the other takes half the time.
+        # W xᵀ, not x Wᵀ: its gradient then has the layout of W, and adding the one to the other takes half the time.
         if self.bias is None:
             y = torch.bmm(self.weight, rows.mT).mT
         else:
