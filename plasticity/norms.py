@@ -1,0 +1,80 @@
+"""Sizes of weights and gradients, and how far a step moves: norms, effective learning rate, angles, ratios.
+
+Tensors are [K, *shape], one row for each of K members, and results [K]: nothing sums over members. Several codebases
+call ||g|| / ||θ|| the effective learning rate; here that is `grad_to_param`, and `elr` is that of a weight tensor whose
+scale does not matter.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def l2(x: Tensor) -> Tensor:
+    """Euclidean norm."""
+    return torch.linalg.vector_norm(x.flatten(1), dim=1)
+
+
+def l1(x: Tensor) -> Tensor:
+    """Sum of magnitudes: unlike the Euclidean norm, not ruled by a few large entries."""
+    return torch.linalg.vector_norm(x.flatten(1), 1, dim=1)
+
+
+def rms(x: Tensor) -> Tensor:
+    """Root mean square: `l2` over the root of the number of entries."""
+    return l2(x) / x[0].numel() ** 0.5
+
+
+def mean_magnitude(x: Tensor) -> Tensor:
+    """Mean |x|."""
+    return l1(x) / x[0].numel()
+
+
+def total(norms: Tensor) -> Tensor:
+    """The Euclidean norm of several tensors as one vector, from theirs: [T, K] -> [K]."""
+    return torch.linalg.vector_norm(norms, dim=0)
+
+
+def elr(
+    norm: Tensor, initial_norm: Tensor, learning_rate: float, initial_learning_rate: float, exponent: int
+) -> Tensor:
+    """Effective learning rate of a scale-invariant tensor relative to initialisation: (η_t / η_0) (ρ / ||u_t||)^p.
+
+    exponent p: 2 for SGD, whose step goes with the gradient and so with 1 / ||u||; 1 for Adam and others that do not
+    see the gradient's scale (Lyle et al. 2024, arXiv:2407.01800). A norm of 0 gives inf.
+    """
+    return learning_rate / initial_learning_rate * (initial_norm / norm) ** exponent
+
+
+def angle(after: Tensor, before: Tensor) -> Tensor:
+    """Angle between a tensor before and after, in radians: its movement whatever the optimiser; 0 for a zero tensor."""
+    after, before = after.flatten(1), before.flatten(1)
+    direction = torch.nn.functional.normalize(before, dim=1)
+    along = torch.linalg.vecdot(after, direction)
+    return torch.atan2(l2(after - along.unsqueeze(1) * direction), along) * (l2(before) > 0)
+
+
+def angle_of_move(moved: Tensor, along: Tensor, norm: Tensor) -> Tensor:
+    """The same from ||Δ||, <Δ, u> and ||u||, as good as float32 gets while the move across is above 1e-3 of that along.
+
+    (An arc cosine of <u, u + Δ> would lose every digit of small angles.)
+    """
+    radial = along / torch.where(norm > 0, norm, 1)
+    across = (moved.square() - radial.square()).clamp(min=0).sqrt()
+    return torch.where(norm > 0, torch.atan2(across, norm + radial), 0)
+
+
+def ratio(above: Tensor, below: Tensor) -> Tensor:
+    """above / below; 0 where both are 0."""
+    return torch.where(above > 0, above / below, 0)
+
+
+def adam_snr(exp_avg: Tensor, exp_avg_sq: Tensor, step: Tensor, betas: tuple[float, float], epsilon: float) -> Tensor:
+    """Mean |m̂| / (√v̂ + ε) of Adam's moments: near 1 if gradients agree over time, near 0 if they are noise.
+
+    step []: how many steps the moments have seen, at least one.
+    """
+    mean = exp_avg / (1 - betas[0] ** step)
+    deviation = (exp_avg_sq / (1 - betas[1] ** step)).sqrt()
+    return (mean.abs() / (deviation + epsilon)).flatten(1).mean(1)

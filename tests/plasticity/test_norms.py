@@ -1,0 +1,56 @@
+"""Norms, rates and angles by hand, each member for itself."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from plasticity import norms
+
+
+def test_norms_by_hand():
+    x = torch.tensor([[[3.0, -4.0]], [[0.0, 0.0]]])
+    assert norms.l2(x).tolist() == [5, 0]
+    assert norms.l1(x).tolist() == [7, 0]
+    assert norms.rms(x).tolist() == pytest.approx([5 / math.sqrt(2), 0])
+    assert norms.mean_magnitude(x).tolist() == [3.5, 0]
+    assert norms.total(torch.tensor([[3.0, 1.0], [4.0, 0.0]])).tolist() == [5, 1]
+
+
+def test_elr_by_hand():
+    """Radius 2, norm 4, rate as at the start: 0.25 for SGD, 0.5 for Adam; 1 after projection."""
+    radius, norm = torch.tensor([2.0]), torch.tensor([4.0])
+    assert norms.elr(norm, radius, 0.01, 0.01, 2).tolist() == [0.25]
+    assert norms.elr(norm, radius, 0.01, 0.01, 1).tolist() == [0.5]
+    assert norms.elr(radius, radius, 0.01, 0.01, 2).tolist() == [1]
+    assert norms.elr(radius, radius, 0.005, 0.01, 1).tolist() == [0.5]
+
+
+@pytest.mark.parametrize("degrees", [1e-4, 1, 45, 90, 135, 180])
+def test_angles_small_and_large(degrees):
+    radians = math.radians(degrees)
+    before = torch.tensor([[1.0, 0.0]])
+    after = 3 * torch.tensor([[math.cos(radians), math.sin(radians)]])
+    assert float(norms.angle(after, before)) == pytest.approx(radians, rel=1e-3)
+    after /= 3
+    move = after - before
+    by_move = norms.angle_of_move(norms.l2(move), (move * before).sum(1), norms.l2(before))
+    assert float(by_move) == pytest.approx(radians, rel=1e-3)
+
+
+def test_angle_of_a_stretched_or_zero_tensor_is_zero():
+    x = torch.tensor([[1.0, 2.0], [0.0, 0.0]])
+    assert norms.angle(2 * x, x).tolist() == pytest.approx([0, 0], abs=1e-6)
+
+
+def test_ratio_of_nothing_to_nothing_is_zero():
+    assert norms.ratio(torch.tensor([0.0, 1.0]), torch.tensor([0.0, 2.0])).tolist() == [0, 0.5]
+
+
+def test_adam_snr_of_a_constant_gradient_is_one():
+    """After t steps of gradient g: m = (1 - β1^t) g, v = (1 - β2^t) g²."""
+    g, t = torch.tensor([[2.0, -3.0], [1e-12, 1e-12]]), torch.tensor(5.0)
+    snr = norms.adam_snr((1 - 0.9**t) * g, (1 - 0.999**t) * g.square(), t, (0.9, 0.999), 1e-8)
+    assert snr.tolist() == pytest.approx([1, 1e-4], rel=1e-3)
