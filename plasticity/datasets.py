@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,9 +74,9 @@ def digits(folder: Path | None = None) -> Images:
     """
     from sklearn.datasets import load_digits
 
-    found = load_digits()
-    images = torch.from_numpy(found.images.astype(np.uint8)).unsqueeze(1)
-    return _split("digits", images, torch.from_numpy(found.target).long(), 40, 16, "scikit-learn")
+    pixels, labels = load_digits(return_X_y=True)
+    images = torch.from_numpy(np.asarray(pixels, np.uint8)).view(-1, 1, 8, 8)
+    return _split("digits", images, torch.from_numpy(np.asarray(labels)).long(), 40, 16, "scikit-learn")
 
 
 def mnist5k(folder: Path | None = None) -> Images:
@@ -124,8 +125,13 @@ def imagenet32(folder: Path | None = None) -> Images:
             order = np.argsort(labels, kind="stable")
             place_in_class = np.arange(len(order)) - np.searchsorted(labels[order], labels[order])
             train, test = order[place_in_class < 600], order[(place_in_class >= 600) & (place_in_class < 700)]
-            tensors = [torch.from_numpy(array[rows]) for rows in (train, test) for array in (pixels, labels)]
-            return Images("imagenet32", *tensors, 255, str(place))
+            return Images(
+                "imagenet32",
+                *(torch.from_numpy(array) for array in (pixels[train], labels[train])),
+                *(torch.from_numpy(array) for array in (pixels[test], labels[test])),
+                levels=255,
+                source=str(place),
+            )
     raise DataMissing(
         "the data set 'imagenet32' is not on this machine: put train_data_batch_1.npz to _10.npz of downsampled "
         f"ImageNet into imagenet32 below ${DATA_VARIABLE} or --data"
@@ -191,8 +197,8 @@ def _idx(name: str, folders: list[Path], how: str, pattern: str = "{part}-{kind}
         if all(path is not None for path in paths):
             arrays = [torch.from_numpy(read_idx(path)) for path in paths if path is not None]
             images, labels, test_images, test_labels = arrays
-            parts = (images.unsqueeze(1), labels.long(), test_images.unsqueeze(1), test_labels.long())
-            return Images(name, *parts, 255, str(folder))
+            train, test = (images.unsqueeze(1), labels.long()), (test_images.unsqueeze(1), test_labels.long())
+            return Images(name, *train, *test, levels=255, source=str(folder))
     raise DataMissing(f"the data set '{name}' is not on this machine: {how}")
 
 
@@ -218,12 +224,14 @@ def _cifar(name: str, inner: str, kind: str, folder: Path | None) -> Images:
         if (place / inner).is_dir():
             from torchvision import datasets
 
-            parts: list[Tensor] = []
-            for train in (True, False):
-                found = getattr(datasets, kind)(str(place), train=train)
-                parts += [torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(found.targets)]
-            return Images(name, *parts, 255, str(place / inner))
+            train, test = (_tensors(getattr(datasets, kind)(str(place), train=part)) for part in (True, False))
+            return Images(name, *train, *test, levels=255, source=str(place / inner))
     raise DataMissing(
         f"the data set '{name}' is not on this machine: put torchvision's folder '{inner}' below "
         f"${DATA_VARIABLE} or --data"
     )
+
+
+def _tensors(found: Any) -> tuple[Tensor, Tensor]:
+    """Images and labels of one of torchvision's data sets."""
+    return torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(found.targets)

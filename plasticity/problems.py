@@ -56,7 +56,6 @@ class Problem:
     optimizer: Literal["sgd", "adam"] = "sgd"
     learning_rate: float = 0.01
     momentum: float = 0.0
-    weight_decay: float = 0.0
     source: str = "ours"
 
     def __post_init__(self) -> None:

@@ -1,0 +1,135 @@
+"""Gradients of a stacked multilayer perceptron by hand: the same numbers as autograd, without its graph.
+
+For small networks autograd's bookkeeping costs more than the arithmetic. Ten members of 784-100-100-100-10 take a third
+of the time with a batch of 1, and plain SGD then never writes a weight gradient at all, which is an outer product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from plasticity.losses import output_gradient
+from plasticity.stacked import StackedFlatten, StackedLayerNorm, StackedLinear
+
+
+@dataclass
+class _Layer:
+    weight: Tensor
+    bias: Tensor | None
+    epsilon: float | None  # of a layer normalisation behind it, None without
+    activation: str | None  # name of the ReLU behind it, None behind the head
+    weight_gradient: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.weight_gradient = torch.empty_like(self.weight)
+
+
+@dataclass(frozen=True)
+class Passed:
+    """What the forward pass leaves behind: inputs [K, B, in] of each layer, normalised values and their deviations."""
+
+    inputs: list[Tensor]
+    normalised: list[tuple[Tensor, Tensor] | None]
+    outputs: Tensor
+
+
+class MLPGradients:
+    """Forward and backward pass of one network, whose parameters it shares."""
+
+    def __init__(self, layers: Sequence[_Layer]):
+        self._layers = list(layers)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Passed:
+        """x [K, B, ...] -> outputs [K, B, out] and what `gradients` needs."""
+        h = x.flatten(2)
+        inputs, normalised = [h], []
+        for layer in self._layers:
+            weight = layer.weight.mT
+            h = torch.bmm(h, weight) if layer.bias is None else torch.baddbmm(layer.bias.unsqueeze(1), h, weight)
+            if layer.epsilon is not None:
+                variance, mean = torch.var_mean(h, 2, correction=0, keepdim=True)
+                deviation = variance.add_(layer.epsilon).sqrt_()
+                h = h.sub_(mean).div_(deviation)
+                normalised.append((h, deviation))
+            else:
+                normalised.append(None)
+            if layer.activation is not None:
+                h = h.relu() if layer.epsilon is not None else h.relu_()
+                inputs.append(h)
+        return Passed(inputs, normalised, h)
+
+    def activations(self, passed: Passed) -> dict[str, Tensor]:
+        """The outputs [K, B, H] of the nonlinearities by name."""
+        hidden = [layer for layer in self._layers if layer.activation is not None]
+        return {str(layer.activation): h for layer, h in zip(hidden, passed.inputs[1:], strict=True)}
+
+    @torch.no_grad()
+    def gradients(self, passed: Passed, targets: Tensor) -> list[Tensor]:
+        """Of the members' losses, one tensor a parameter in their order. The next call writes over them."""
+        found: list[Tensor] = []
+        for layer, inputs, delta in self._backward(passed, targets):
+            torch.bmm(delta.mT, inputs, out=layer.weight_gradient)
+            found = [layer.weight_gradient, *([] if layer.bias is None else [delta.sum(1)]), *found]
+        return found
+
+    @torch.no_grad()
+    def descend(self, passed: Passed, targets: Tensor, learning_rate: float) -> None:
+        """One step of plain gradient descent, in place."""
+        for layer, inputs, delta in self._backward(passed, targets):
+            layer.weight.baddbmm_(delta.mT, inputs, alpha=-learning_rate)
+            if layer.bias is not None:
+                layer.bias.add_(delta.sum(1), alpha=-learning_rate)
+
+    def _backward(self, passed: Passed, targets: Tensor) -> Iterator[tuple[_Layer, Tensor, Tensor]]:
+        """From the last layer to the first: the layer, its inputs and the gradient of what it gives, [K, B, out].
+
+        A layer may be changed once it was handed out: its weights have been read.
+        """
+        delta = output_gradient(passed.outputs, targets)
+        for index in reversed(range(len(self._layers))):
+            layer, inputs = self._layers[index], passed.inputs[index]
+            before = torch.bmm(delta, layer.weight) if index else delta
+            yield layer, inputs, delta
+            if index:
+                delta = torch.ops.aten.threshold_backward(before, inputs, 0)
+                normalised = passed.normalised[index - 1]
+                if normalised is not None:
+                    delta = _through_layer_norm(delta, *normalised)
+
+
+def _through_layer_norm(gradient: Tensor, normalised: Tensor, deviation: Tensor) -> Tensor:
+    """The gradient with respect to z of y = (z - mean z) / deviation, from that of y; all [K, B, H]."""
+    radial = (gradient * normalised).mean(2, keepdim=True)
+    return gradient.sub(gradient.mean(2, keepdim=True)).addcmul_(normalised, radial, value=-1).div_(deviation)
+
+
+def mlp_gradients(network: nn.Module) -> MLPGradients | None:
+    """By hand for a stacked `nn.Sequential` of linear layers with ReLU, normalised without gain or not; else None."""
+    if not isinstance(network, nn.Sequential):
+        return None
+    children = [(name, child) for name, child in network.named_children() if not isinstance(child, StackedFlatten)]
+    layers: list[_Layer] = []
+    while children:
+        _, linear = children.pop(0)
+        if not isinstance(linear, StackedLinear) or not linear.weight.requires_grad:
+            return None
+        epsilon, activation = None, None
+        if children and isinstance(children[0][1], StackedLayerNorm):
+            norm = children.pop(0)[1]
+            if norm.weight is not None or norm.bias is not None or len(norm.normalized_shape) != 1:
+                return None
+            epsilon = norm.eps
+        if children:
+            activation, relu = children.pop(0)
+            if not isinstance(relu, nn.ReLU):
+                return None
+        elif epsilon is not None:
+            return None
+        bias = None if linear.bias is None else linear.bias.detach()
+        layers.append(_Layer(linear.weight.detach(), bias, epsilon, activation))
+    return MLPGradients(layers) if layers and layers[-1].activation is None else None
