@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from plasticity.adam import Adam
 from plasticity.intervention import Batch, Intervention, Learner
 from plasticity.losses import member_losses, member_scores
-from plasticity.mlp_gradients import MLPGradients, mlp_gradients
+from plasticity.mlp_gradients import MLPGradients, Passed, mlp_gradients
 from plasticity.networks import ARCHITECTURES, draw_
 from plasticity.optimisers.proposing import scaled_step
 from plasticity.problems import Problem
@@ -122,7 +122,7 @@ class Trial:
         if isinstance(differentiation, MLPGradients) and not all(p.requires_grad for p in self._parameters):
             differentiation = self._differentiation = Autograd(self.network, learner.structure, self._watches)
         passed = differentiation.forward(inputs)
-        batch = Batch(inputs, targets, differentiation.activations(passed) if self._watches else {})
+        batch = Batch(inputs, targets, passed.activations)
         if isinstance(differentiation, MLPGradients) and self._descends_plainly:
             differentiation.descend(passed, targets, learner.optimizer.param_groups[0]["lr"])
         else:
@@ -159,9 +159,7 @@ class Trial:
         penalties = [i.penalty(self.learner, named) for i in self.interventions]
         total = torch.stack([penalty.sum() for penalty in penalties if penalty is not None]).sum()
         added = torch.autograd.grad(total, trained, allow_unused=True)
-        return [
-            gradient if more is None else gradient + more for gradient, more in zip(gradients, added, strict=True)
-        ]
+        return [gradient if more is None else gradient + more for gradient, more in zip(gradients, added, strict=True)]
 
     @torch.no_grad()
     def _end_task(self) -> TaskResult:
@@ -228,26 +226,14 @@ class Autograd:
         self._network, self._structure, self._watches = network, structure, watches
         self._forward = torch.compile(network) if compiled else network
 
-    def forward(self, x: Tensor) -> Graph:
-        """x [K, B, ...] -> outputs [K, B, out], with their graph."""
+    def forward(self, x: Tensor) -> Passed:
+        """x [K, B, ...] -> outputs [K, B, out], with their graph, and activations if they are watched."""
         if not self._watches:
-            return Graph(self._forward(x), {})
+            return Passed(self._forward(x), {})
         with activations(self._network, self._structure) as seen:
-            return Graph(self._network(x), seen)
+            return Passed(self._network(x), seen)
 
-    def activations(self, passed: Graph) -> dict[str, Tensor]:
-        """The outputs [K, B, H, ...] of the nonlinearities by name."""
-        return passed.activations
-
-    def gradients(self, passed: Graph, targets: Tensor) -> Sequence[Tensor]:
+    def gradients(self, passed: Passed, targets: Tensor) -> Sequence[Tensor]:
         """Of the members' losses, one tensor a trained parameter, in their order."""
         trained = [parameter for parameter in self._network.parameters() if parameter.requires_grad]
         return torch.autograd.grad(member_losses(passed.outputs, targets).sum(), trained)
-
-
-@dataclass(frozen=True)
-class Graph:
-    """A forward pass that autograd remembers."""
-
-    outputs: Tensor
-    activations: dict[str, Tensor]

@@ -30,11 +30,15 @@ class _Layer:
 
 @dataclass(frozen=True)
 class Passed:
-    """What the forward pass leaves behind: inputs [K, B, in] of each layer, normalised values and their deviations."""
+    """What a forward pass leaves behind: outputs [K, B, out], activations [K, B, H, ...] by name of the nonlinearity.
 
-    inputs: list[Tensor]
-    normalised: list[tuple[Tensor, Tensor] | None]
+    inputs, normalised: of each layer, [K, B, in], normalised values and their deviations; autograd keeps its own.
+    """
+
     outputs: Tensor
+    activations: dict[str, Tensor]
+    inputs: list[Tensor] = field(default_factory=list)
+    normalised: list[tuple[Tensor, Tensor] | None] = field(default_factory=list)
 
 
 class MLPGradients:
@@ -42,6 +46,7 @@ class MLPGradients:
 
     def __init__(self, layers: Sequence[_Layer]):
         self._layers = list(layers)
+        self._names = [layer.activation for layer in layers if layer.activation is not None]
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Passed:
@@ -61,12 +66,7 @@ class MLPGradients:
             if layer.activation is not None:
                 h = h.relu() if layer.epsilon is not None else h.relu_()
                 inputs.append(h)
-        return Passed(inputs, normalised, h)
-
-    def activations(self, passed: Passed) -> dict[str, Tensor]:
-        """The outputs [K, B, H] of the nonlinearities by name."""
-        hidden = [layer for layer in self._layers if layer.activation is not None]
-        return {str(layer.activation): h for layer, h in zip(hidden, passed.inputs[1:], strict=True)}
+        return Passed(h, dict(zip(self._names, inputs[1:], strict=True)), inputs, normalised)
 
     @torch.no_grad()
     def gradients(self, passed: Passed, targets: Tensor) -> list[Tensor]:
@@ -118,12 +118,13 @@ def mlp_gradients(network: nn.Module) -> MLPGradients | None:
         _, linear = children.pop(0)
         if not isinstance(linear, StackedLinear) or not linear.weight.requires_grad:
             return None
-        epsilon, activation = None, None
-        if children and isinstance(children[0][1], StackedLayerNorm):
-            norm = children.pop(0)[1]
+        epsilon: float | None = None
+        activation: str | None = None
+        if children and isinstance(norm := children[0][1], StackedLayerNorm):
             if norm.weight is not None or norm.bias is not None or len(norm.normalized_shape) != 1:
                 return None
             epsilon = norm.eps
+            del children[0]
         if children:
             activation, relu = children.pop(0)
             if not isinstance(relu, nn.ReLU):

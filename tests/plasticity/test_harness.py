@@ -1,0 +1,193 @@
+"""The harness: gradients by hand, members as separate runs, exact continuation, and the loss of plasticity itself."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from plasticity.changes import ClassPairs, Redrawn, Shuffled
+from plasticity.harness import Autograd, Trial
+from plasticity.intervention import Intervention
+from plasticity.losses import member_losses, member_scores, output_gradient
+from plasticity.mlp_gradients import MLPGradients, mlp_gradients
+from plasticity.problems import PROBLEMS, Problem
+from plasticity.stacked import stack
+from plasticity.structure import find_structure
+
+TOY = Problem(data="blobs", change=Redrawn(), tasks=3, steps=10, batch_size=8, examples=30, hidden=(12, 9))
+
+
+class L2(Intervention):
+    def penalty(self, learner, parameters):
+        return sum(p.square().flatten(1).sum(1) for p in parameters.values()) * 0.05
+
+
+class Watching(Intervention):
+    needs_activations = True
+
+    def begin(self, learner):
+        self.seen = []
+
+    def after_step(self, learner, batch):
+        self.seen.append({name: h.clone() for name, h in batch.activations.items()})
+
+
+class Normalised(Intervention):
+    def build(self, network):
+        layers = list(network)
+        for index in (4, 2):
+            layers.insert(index, nn.LayerNorm(layers[index - 1].out_features, elementwise_affine=False))
+        return nn.Sequential(*layers)
+
+
+def run(trial: Trial, stride: int = 1000) -> list[dict[str, torch.Tensor]]:
+    found = []
+    while not trial.done:
+        result = trial.advance(stride)
+        if result is not None:
+            found.append(dict(result.metrics))
+    return found
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("regression", [True, False])
+def test_gradients_by_hand_are_those_of_autograd(bias, normalise, regression):
+    torch.manual_seed(0)
+
+    def network():
+        norm = [nn.LayerNorm(7, elementwise_affine=False)] if normalise else []
+        return nn.Sequential(nn.Flatten(), nn.Linear(6, 7, bias=bias), *norm, nn.ReLU(), nn.Linear(7, 4)).double()
+
+    population = stack([network() for _ in range(3)])
+    x = torch.randn(3, 5, 2, 3, dtype=torch.float64)
+    y = torch.randn(3, 5, 4, dtype=torch.float64) if regression else torch.randint(4, (3, 5))
+    by_hand = mlp_gradients(population)
+    assert isinstance(by_hand, MLPGradients)
+    autograd = Autograd(population, find_structure(population), watches=True)
+    passed, reference = by_hand.forward(x), autograd.forward(x)
+    torch.testing.assert_close(passed.outputs, reference.outputs)
+    assert passed.activations.keys() == reference.activations.keys()
+    for name, h in passed.activations.items():
+        torch.testing.assert_close(h, reference.activations[name])
+    expected = autograd.gradients(reference, y)
+    for own, other in zip(by_hand.gradients(passed, y), expected, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-10, atol=1e-12)
+    before = [p.detach().clone() for p in population.parameters()]
+    by_hand.descend(by_hand.forward(x), y, 0.1)
+    for parameter, old, gradient in zip(population.parameters(), before, expected, strict=True):
+        torch.testing.assert_close(parameter.detach(), old - 0.1 * gradient, rtol=1e-10, atol=1e-12)
+
+
+def test_networks_that_need_autograd():
+    assert mlp_gradients(stack([nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2))])) is None
+    assert mlp_gradients(stack([nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), nn.ReLU(), nn.Linear(2, 2))])) is None
+    assert mlp_gradients(stack([nn.Sequential(nn.Linear(2, 2), nn.ReLU())])) is None
+    assert mlp_gradients(nn.Linear(2, 2)) is None
+
+
+def test_losses_and_scores_of_members():
+    outputs = torch.tensor([[[2.0, 0.0], [0.0, 1.0]], [[0.0, 3.0], [1.0, 0.0]]], requires_grad=True)
+    targets = torch.tensor([[0, 0], [1, -1]])
+    assert member_scores(outputs, targets).tolist() == [0.5, 1.0]
+    labels = torch.tensor([[0, 0], [1, 1]])
+    losses = member_losses(outputs, labels)
+    assert losses.tolist() == pytest.approx([(0.126928 + 1.313262) / 2, (0.048587 + 1.313262) / 2], rel=1e-5)
+    (gradient,) = torch.autograd.grad(losses.sum(), outputs)
+    torch.testing.assert_close(output_gradient(outputs.detach(), labels), gradient)
+    assert member_losses(torch.zeros(1, 2, 1), torch.tensor([[[1.0], [3.0]]])).item() == 5.0
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("interventions", [[], [L2, Watching], [Normalised]])
+def test_members_are_separate_runs(optimizer, interventions):
+    problem = dataclasses.replace(TOY, optimizer=optimizer, momentum=0.9 if interventions else 0.0)
+    together = Trial(problem, [make() for make in interventions], [5, 1, 8])
+    alone = [Trial(problem, [make() for make in interventions], [seed]) for seed in (5, 1, 8)]
+    results, separate = run(together), [run(trial) for trial in alone]
+    for task in range(problem.tasks):
+        for name, values in results[task].items():
+            expected = torch.cat([found[task][name] for found in separate])
+            torch.testing.assert_close(values, expected, rtol=1e-3, atol=1e-3)
+    for name, parameter in together.network.named_parameters():
+        expected = torch.cat([trial.network.get_parameter(name) for trial in alone])
+        torch.testing.assert_close(parameter, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("interventions", [[], [L2, Normalised]])
+def test_a_trial_continues_exactly_from_any_step(optimizer, interventions, tmp_path):
+    problem = dataclasses.replace(TOY, optimizer=optimizer)
+    whole = Trial(problem, [make() for make in interventions], [0, 3])
+    expected = run(whole)
+    cut = Trial(problem, [make() for make in interventions], [0, 3])
+    found = [dict(cut.advance(10).metrics)]
+    assert cut.advance(3) is None
+    torch.save(cut.state_dict(), tmp_path / "state.pt")
+    cut.advance(100)
+    going_on = Trial(problem, [make() for make in interventions], [0, 3])
+    going_on.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    found += run(going_on, stride=4)
+    for task in range(3):
+        for name, values in expected[task].items():
+            if name.startswith(("online", "final")):
+                torch.testing.assert_close(found[task][name], values, rtol=1e-5, atol=1e-6)
+    for parameter, other in zip(whole.network.parameters(), going_on.network.parameters(), strict=True):
+        assert torch.equal(parameter, other)
+
+
+def test_activations_reach_interventions():
+    watching = Watching()
+    trial = Trial(TOY, [watching], [0, 1])
+    x, _ = trial.task.batches(0, 1)
+    expected = trial.network[:3](x[:, 0])
+    trial.advance(1)
+    torch.testing.assert_close(watching.seen[0]["2"], expected)
+    assert watching.seen[0]["4"].shape == (2, 8, 9)
+
+
+def test_a_head_is_set_to_zero_at_each_task_and_held_out_images_are_scored():
+    problem = dataclasses.replace(
+        TOY, change=ClassPairs(), outputs=2, held_out=True, zero_head=True, examples=None, steps=40, optimizer="adam",
+        learning_rate=3e-3, tasks=2,
+    )  # fmt: skip
+    trial = Trial(problem, [], [0])
+    result = trial.advance(1000)
+    assert result.metrics["test_accuracy"] > 0.8
+    assert not trial.network[-1].weight.any()
+    assert trial.network[1].weight.any()
+
+
+def test_two_optimisers_are_refused():
+    class Own(Intervention):
+        def optimizer(self, network, parameters, learning_rate, stacked):
+            return torch.optim.SGD(parameters, learning_rate)
+
+    with pytest.raises(ValueError, match="a network has one"):
+        Trial(TOY, [Own(), Own()], [0])
+
+
+def test_a_saved_trial_of_other_seeds_is_refused():
+    with pytest.raises(ValueError, match="another number of seeds"):
+        Trial(TOY, [], [0, 1]).load_state_dict(Trial(TOY, [], [0]).state_dict())
+
+
+def test_a_compiled_trial_computes_the_same(monkeypatch):
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda network: real(network, backend="aot_eager", fullgraph=True))
+    problem = dataclasses.replace(TOY, change=Shuffled(), steps=5, tasks=1)
+    eager, compiled = (Trial(problem, [Normalised()], [0, 1], compiled=flag) for flag in (False, True))
+    run(eager), run(compiled)
+    for own, other in zip(eager.network.parameters(), compiled.network.parameters(), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
+
+
+def test_plain_adam_loses_plasticity_on_random_labels():
+    """Specification 8.1 (a), two seeds and half the steps: the last tasks are learned no better than by guessing."""
+    problem = dataclasses.replace(PROBLEMS["random-label-digits"], tasks=20, steps=300)
+    accuracy = torch.stack([result["online_accuracy"] for result in run(Trial(problem, [], [0, 1]))])
+    assert (accuracy[:3].mean(0) > 0.65).all()
+    assert (accuracy[-3:].mean(0) < 0.3).all()
