@@ -212,7 +212,7 @@ class Trial:
         for intervention, saved in zip(self.interventions, state["interventions"], strict=True):
             intervention.load_state_dict(saved)
         for source, saved in zip(self.learner.generators, state["generators"], strict=True):
-            source.set_state(saved.cpu())
+            source.set_state(saved)
         self.learner.steps, self.index, self.step = state["steps"], state["index"], state["step"]
         self._totals.copy_(state["totals"])
         if not self.done:

@@ -254,9 +254,8 @@ class BitStream:
             drawn = generator(self.device, seed, "content", task)
             return torch.randint(2, (self.slow,), generator=drawn, device=self.device).float()
         for index in range(1, task + 1):
-            flipped = torch.randint(
-                self.slow, (1,), generator=generator(self.device, seed, "content", index), device=self.device
-            )
+            drawn = generator(self.device, seed, "content", index)
+            flipped = torch.randint(self.slow, (1,), generator=drawn, device=self.device)
             bits = torch.where(torch.arange(self.slow, device=self.device) == flipped, 1 - bits, bits)
         return bits.float()
 
