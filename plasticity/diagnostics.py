@@ -53,7 +53,10 @@ class Diagnostics:
         self.initial: dict[str, Tensor] = {}
         self.initial_norm: dict[str, Tensor] = {}
         self.initial_rate = 1.0
-        self.before: dict[str, Tensor] = {}  # weights ahead of the step that is being measured
+        self.copies: dict[
+            str, Tensor
+        ] = {}  # weights ahead of a step; kept, because fresh memory costs more than copying
+        self.norm_before: Tensor | None = None  # of each weight, [T, K], between `before_step` and `cheap`
 
     def begin(self, learner: Learner) -> None:
         """Remember the network as it was initialised: one copy of its weights."""
@@ -69,7 +72,12 @@ class Diagnostics:
     def before_step(self, learner: Learner) -> None:
         """Copy the weights, so that `cheap` can say how far the step went. Without this call it leaves that out."""
         with self._clocked("cheap", counted=False):
-            self.before = {name: learner.parameter(name).clone() for name in _weights(learner)}
+            weights = {name: learner.parameter(name) for name in _weights(learner)}
+            if self.copies:
+                torch._foreach_copy_(list(self.copies.values()), list(weights.values()))
+            else:
+                self.copies = {name: w.clone() for name, w in weights.items()}
+            self.norm_before = torch.stack([norms.l2(w) for w in weights.values()])
 
     @torch.no_grad()
     def cheap(
@@ -107,31 +115,24 @@ class Diagnostics:
                     outputs = own(trainable(learner.network, learner.members), batch.inputs)
                 loss_after = loss(outputs, batch.targets).mean(1)
                 found["plasticity/step_plasticity"] = churn.step_plasticity(loss_before, loss_after)
-            self.before = {}
+            self.norm_before = None
             return found
 
     def _movement(self, learner: Learner, after: Mapping[str, Tensor], found: Metrics) -> dict[str, Tensor]:
-        """The norm of each weight after the step; where it was before, also enter angle and relative size of the step.
-
-        One pass over old weights and move gives everything: ||u'||² = ||u||² + 2 <Δ, u> + ||Δ||².
-        """
-        if not self.before:
-            return {name: norms.l2(w) for name, w in after.items()}
-        moves = torch._foreach_sub([after[name] for name in self.before], list(self.before.values()))
-        moved = torch.stack([norms.l2(move) for move in moves])
-        norm = torch.stack([norms.l2(w) for w in self.before.values()])
-        along = torch.stack(
-            [torch.linalg.vecdot(m.flatten(1), w.flatten(1)) for m, w in zip(moves, self.before.values(), strict=True)]
-        )
-        angle, update = norms.angle_of_move(moved, along, norm), norms.ratio(moved, norm)
-        for index, name in enumerate(self.before):
-            found[f"plasticity/angular_step/{name}"] = angle[index]
-            found[f"plasticity/update_ratio/{name}"] = update[index]
-        hidden = [index for index, name in enumerate(self.before) if name in _hidden_weights(learner)]
-        found["plasticity/angular_step"] = angle[hidden].mean(0)
-        found["plasticity/update_ratio"] = norms.ratio(norms.total(moved), norms.total(norm))
-        new = (norm.square() + 2 * along + moved.square()).clamp(min=0).sqrt()
-        return dict(zip(self.before, new.unbind(0), strict=True))
+        """The norm of each weight after the step; with a `before_step`, also enter angle and size of the step."""
+        new, old = torch.stack([norms.l2(w) for w in after.values()]), self.norm_before
+        if old is not None:
+            moves = list(self.copies.values())
+            torch._foreach_sub_(moves, list(after.values()))  # the copies have served
+            moved = torch.stack([norms.l2(move) for move in moves])
+            angle, update = norms.angle_from_norms(moved, old, new), norms.ratio(moved, old)
+            for index, name in enumerate(after):
+                found[f"plasticity/angular_step/{name}"] = angle[index]
+                found[f"plasticity/update_ratio/{name}"] = update[index]
+            hidden = set(_hidden_weights(learner))
+            found["plasticity/angular_step"] = angle[[i for i, name in enumerate(after) if name in hidden]].mean(0)
+            found["plasticity/update_ratio"] = norms.ratio(norms.total(moved), norms.total(old))
+        return dict(zip(after, new.unbind(0), strict=True))
 
     def _rates(self, learner: Learner, weight_norm: Mapping[str, Tensor]) -> Metrics:
         """Effective learning rates of hidden weights relative to initialisation, and their geometric mean."""

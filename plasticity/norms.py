@@ -11,14 +11,20 @@ import torch
 from torch import Tensor
 
 
+def rows(x: Tensor) -> Tensor:
+    """[K, *shape] -> [K, n] in the order of memory, so that dense weights that lie transposed are not copied."""
+    inner = sorted(range(1, x.dim()), key=x.stride, reverse=True)
+    return x.permute(0, *inner).flatten(1)
+
+
 def l2(x: Tensor) -> Tensor:
     """Euclidean norm."""
-    return torch.linalg.vector_norm(x.flatten(1), dim=1)
+    return torch.linalg.vector_norm(rows(x), dim=1)
 
 
 def l1(x: Tensor) -> Tensor:
     """Sum of magnitudes: unlike the Euclidean norm, not ruled by a few large entries."""
-    return torch.linalg.vector_norm(x.flatten(1), 1, dim=1)
+    return torch.linalg.vector_norm(rows(x), 1, dim=1)
 
 
 def rms(x: Tensor) -> Tensor:
@@ -55,19 +61,25 @@ def angle(after: Tensor, before: Tensor) -> Tensor:
     return torch.atan2(l2(after - along.unsqueeze(1) * direction), along) * (l2(before) > 0)
 
 
-def angle_of_move(moved: Tensor, along: Tensor, norm: Tensor) -> Tensor:
-    """The same from ||Δ||, <Δ, u> and ||u||, as good as float32 gets while the move across is above 1e-3 of that along.
+def angle_from_norms(moved: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """The same from ||Δ||, ||u|| and ||u + Δ||, all that is left of a large tensor once it has been read.
 
-    (An arc cosine of <u, u + Δ> would lose every digit of small angles.)
+    ||Δ||² - (||u + Δ|| - ||u||)² = 4 ||u|| ||u + Δ|| sin²(angle / 2). Good to 1 % where a float32 tensor moves by more
+    than 1e-5 of its norm, and mostly sideways.
     """
-    radial = along / torch.where(norm > 0, norm, 1)
-    across = (moved.square() - radial.square()).clamp(min=0).sqrt()
-    return torch.where(norm > 0, torch.atan2(across, norm + radial), 0)
+    across = (moved.square() - (after - before).square()).clamp(min=0)
+    scale = before * after
+    return torch.where(scale > 0, 2 * (across / (4 * _positive(scale))).sqrt().clamp(max=1).asin(), 0)
 
 
 def ratio(above: Tensor, below: Tensor) -> Tensor:
     """above / below; 0 where both are 0."""
     return torch.where(above > 0, above / below, 0)
+
+
+def _positive(x: Tensor) -> Tensor:
+    """What to divide by where x is 0 and the result is not used."""
+    return torch.where(x > 0, x, 1)
 
 
 def adam_snr(exp_avg: Tensor, exp_avg_sq: Tensor, step: Tensor, betas: tuple[float, float], epsilon: float) -> Tensor:

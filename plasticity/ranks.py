@@ -70,9 +70,13 @@ def feature_rank(sigma: Tensor, samples: int, epsilon: float = 0.01) -> Tensor:
 
 
 def weight_rank(weight: Tensor) -> Tensor:
-    """Numerical rank of weights [K, out, in, ...] as out x (in ...), over the largest possible one, [K] in [0, 1]."""
-    matrix = weight.flatten(2).double()
-    return torch.linalg.matrix_rank(matrix) / min(matrix.shape[1:])
+    """Numerical rank of weights [K, out, in, ...] as out x (in ...), over the largest possible one, [K] in [0, 1].
+
+    What rounding to the weights' own type may have made of a 0 counts as 0, as in `torch.linalg.matrix_rank`.
+    """
+    matrix = weight.flatten(2)
+    rounding = max(matrix.shape[1:]) * torch.finfo(weight.dtype).eps
+    return torch.linalg.matrix_rank(matrix.double(), rtol=rounding) / min(matrix.shape[1:])
 
 
 def _fewest(values: Tensor, share: float) -> Tensor:

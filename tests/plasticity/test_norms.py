@@ -34,10 +34,24 @@ def test_angles_small_and_large(degrees):
     before = torch.tensor([[1.0, 0.0]])
     after = 3 * torch.tensor([[math.cos(radians), math.sin(radians)]])
     assert float(norms.angle(after, before)) == pytest.approx(radians, rel=1e-3)
-    after /= 3
-    move = after - before
-    by_move = norms.angle_of_move(norms.l2(move), (move * before).sum(1), norms.l2(before))
-    assert float(by_move) == pytest.approx(radians, rel=1e-3)
+
+
+@pytest.mark.parametrize(("size", "rel"), [(1e-5, 1e-2), (1e-3, 1e-3), (1, 1e-3)])
+def test_angles_from_norms(size, rel):
+    generator = torch.Generator().manual_seed(0)
+    before = torch.randn(3, 100, 784, generator=generator)
+    after = before + size * torch.randn(3, 100, 784, generator=generator)
+    found = norms.angle_from_norms(norms.l2(after - before), norms.l2(before), norms.l2(after))
+    torch.testing.assert_close(found, norms.angle(after.double(), before.double()).float(), rtol=rel, atol=0)
+    zero = torch.zeros(1)
+    assert norms.angle_from_norms(zero, zero, zero).tolist() == [0]
+    assert norms.angle_from_norms(zero + 2, zero + 1, zero + 1).tolist() == pytest.approx([math.pi])
+
+
+def test_rows_of_a_transposed_tensor_are_no_copy():
+    weight = torch.randn(3, 5, 4).mT
+    assert norms.rows(weight).data_ptr() == weight.data_ptr()
+    torch.testing.assert_close(norms.l2(weight), weight.flatten(1).norm(dim=1))
 
 
 def test_angle_of_a_stretched_or_zero_tensor_is_zero():
