@@ -6,13 +6,11 @@ are, and the last normaliser. A nonlinearity makes hidden units out of the layer
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
@@ -23,13 +21,13 @@ from plasticity import stacked, tracing
 class Layer:
     """One product with weights: names of its parameters (several, if the weight is computed from them), and outputs.
 
-    table: the rows are looked up or added, not multiplied with inputs (embeddings, positions).
+    pixel_axes: of a convolution. table: the rows are looked up or added, not multiplied (embeddings, positions).
     """
 
     weights: tuple[str, ...]
     biases: tuple[str, ...]
     width: int
-    convolution: bool = False
+    pixel_axes: int = 0
     table: bool = False
 
 
@@ -47,7 +45,8 @@ class Norm:
 
 @dataclass
 class Site:
-    """One nonlinearity; readers are (weight, bias, inputs per unit, copies, offset)."""
+    """One nonlinearity; readers are (weight, bias, inputs per unit, copies, offset). weight, pixel_axes: of the first
+    of its layers."""
 
     name: str
     node: fx.Node
@@ -57,6 +56,8 @@ class Site:
     layers: tuple[int, ...]
     bare: tuple[int, ...]
     norm: Norm | None
+    weight: str
+    pixel_axes: int
     readers: list[tuple[str, str | None, int, int, int]] = field(default_factory=list)
     residual: bool = False
 
@@ -104,6 +105,7 @@ class Group:
     layers: tuple[int, ...]
     normalisers: tuple[str, ...]
     exact: bool
+    batch: bool
 
 
 def _union(*parts: Iterable[Any]) -> tuple[Any, ...]:
@@ -113,7 +115,8 @@ def _union(*parts: Iterable[Any]) -> tuple[Any, ...]:
 class Dataflow:
     """The reading of one traced network; results in `layers`, `hidden`, `heads` and `groups()`.
 
-    leaks: layers of which something else than a normaliser reads the bare output.
+    leaks: layers of which something else than a normaliser reads the bare output. read_by: which layers do. attention:
+    layers that make queries and keys.
     """
 
     def __init__(self, traced: fx.GraphModule):
@@ -125,6 +128,8 @@ class Dataflow:
         self.sites: list[Site] = []
         self.heads: tuple[int, ...] = ()
         self.leaks: set[int] = set()
+        self.attention: set[int] = set()
+        self.read_by: dict[int, set[int]] = {}
         self.flows: dict[fx.Node, Flow] = {}
         for node in traced.graph.nodes:
             self.flows[node] = getattr(self, f"_{node.op}")(node)
@@ -163,11 +168,13 @@ class Dataflow:
         module: Any = self.modules[name]
         if isinstance(module, tracing.LINEAR):
             return self._linear_module(name, module, inputs[0])
-        if isinstance(module, tracing.NORMALISERS):
-            gain, offset = self._name(module.weight), self._name(getattr(module, "bias", None))
+        if tracing.is_normaliser(module):
+            gain, offset = self._name(getattr(module, "weight", None)), self._name(getattr(module, "bias", None))
             return self._normalise(name, gain, offset, inputs[0], "BatchNorm" in type(module).__name__)
         if isinstance(module, tracing.PASSING):
             return replace(inputs[0], reshaped=inputs[0].reshaped or "Flatten" in type(module).__name__)
+        if isinstance(module, nn.MultiheadAttention):
+            return self._attention(name, module, node)
         if isinstance(module, nn.Embedding):
             return self._layer(Layer((f"{name}.weight",), (), module.embedding_dim, table=True), Flow())
         nonlinearity = tracing.nonlinearity_of(module)
@@ -187,7 +194,9 @@ class Dataflow:
             gain, offset = (self._parameter_argument(node, name) for name in ("weight", "bias"))
             return self._normalise(node.name, gain, offset, inputs[0], function is F.batch_norm)
         if function is F.scaled_dot_product_attention:
-            self.leaks.update(*(flow.bare for flow in inputs[:2]))
+            for flow in inputs[:2]:
+                self.leaks.update(flow.bare)
+                self.attention.update(flow.layers)
             return inputs[2]
         return self._operation(node, getattr(function, "__name__", str(function)), inputs)
 
@@ -262,8 +271,25 @@ class Dataflow:
         members = int(isinstance(module, stacked.StackedLinear | stacked.StackedConv2d))
         shape = tuple(module.weight.shape)[members:]
         bias = self._name(module.bias)
-        layer = Layer((weight,), (bias,) if bias else (), shape[0], convolution=len(shape) > 2)
+        layer = Layer((weight,), (bias,) if bias else (), shape[0], pixel_axes=len(shape) - 2)
         return self._layer(layer, read, shape[1] * getattr(module, "groups", 1))
+
+    def _attention(self, name: str, module: nn.MultiheadAttention, node: fx.Node) -> Flow:
+        """Query, key and value weights in one tensor or three, then the output weights."""
+        query, key, value = (self._argument(node, place, name) for place, name in enumerate(("query", "key", "value")))
+        read = self._sum([query, key, value])
+        inputs = [
+            n
+            for n in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+            if getattr(module, n) is not None
+        ]
+        weights = tuple(f"{name}.{weight}" for weight in inputs)
+        biases = () if module.in_proj_bias is None else (f"{name}.in_proj_bias",)
+        width = module.embed_dim
+        inner = self._layer(Layer(weights, biases, width), read, width)
+        self.attention.update(inner.layers)
+        bias = () if module.out_proj.bias is None else (f"{name}.out_proj.bias",)
+        return self._layer(Layer((f"{name}.out_proj.weight",), bias, width), inner, width)
 
     def _matrix_product(self, node: fx.Node, places: tuple[int, int, int | None, bool], inputs: list[Flow]) -> Flow:
         at_data, at_weight, at_bias, swapped = places
@@ -276,7 +302,7 @@ class Dataflow:
             raise ValueError(f"weight '{weight.parameters[0]}' {list(shape)} must be stored as [..., out, in]")
         convolution = "conv" in str(node.target)
         out, inner = (0, 1) if convolution else (-2, -1)
-        layer = Layer(weight.parameters, bias.parameters, shape[out], convolution)
+        layer = Layer(weight.parameters, bias.parameters, shape[out], len(shape) - 2 if convolution else 0)
         return self._layer(layer, data, shape[inner])
 
     def _argument(self, node: fx.Node, position: int, name: str) -> Flow:
@@ -305,6 +331,8 @@ class Dataflow:
         index = next((i for i, known in enumerate(self.layers) if known.weights == layer.weights), len(self.layers))
         if index == len(self.layers):
             self.layers.append(layer)
+        for before in read.bare:
+            self.read_by.setdefault(before, set()).add(index)
         return Flow(layers=(index,), bare=(index,), width=layer.width)
 
     def _normalise(self, name: str, gain: str | None, offset: str | None, flow: Flow, batch: bool) -> Flow:
@@ -313,7 +341,8 @@ class Dataflow:
         return replace(flow, bare=(), norms=(len(self.norms) - 1,), other=False)
 
     def _activate(self, node: fx.Node, nonlinearity: str, copies: int, flow: Flow) -> Flow:
-        if flow.product and nonlinearity == "softmax":  # attention: a weighting of other values
+        if flow.product and nonlinearity == "softmax":  # a weighting of other values
+            self.attention.update(flow.layers)
             return Flow()
         layers = tuple(index for index in flow.layers if not self.layers[index].table)
         if not layers:
@@ -328,7 +357,11 @@ class Dataflow:
             name = node.name
             while hasattr(self.traced, name):
                 name += "_call"
-        self.sites.append(Site(name, node, nonlinearity, width, copies, layers, flow.bare, norm))
+        first = self.layers[layers[0]]
+        site = Site(
+            name, node, nonlinearity, width, copies, layers, flow.bare, norm, first.weights[0], first.pixel_axes
+        )
+        self.sites.append(site)
         return Flow(units=(Units(len(self.sites) - 1),), width=width * copies)
 
     def _operation(self, node: fx.Node, name: str, inputs: list[Flow]) -> Flow:
@@ -382,6 +415,10 @@ class Dataflow:
                 raise ValueError(f"the operation '{site.nonlinearity[1:]}' between weights is not known here")
         if not self.hidden:
             raise ValueError("there is no nonlinearity between the weights of this network, so it has no hidden units")
+        for layer in reversed(range(len(self.layers))):  # factors of a head are heads
+            readers = self.read_by.get(layer)
+            if readers and readers <= set(self.heads) and layer not in self.attention:
+                self.heads = (layer, *self.heads)
 
     def groups(self) -> list[Group]:
         """Layers that meet in front of a normaliser, directly or through others, belong together."""
@@ -393,7 +430,8 @@ class Dataflow:
         for members in filter(None, together):
             norms = [norm for norm in self.norms if members & set(norm.layers)]
             exact = all(norm.pure for norm in norms) and not members & self.leaks
-            groups.append(Group(tuple(sorted(members)), _union(norm.name for norm in norms), exact))
+            batch = any(norm.batch for norm in norms)
+            groups.append(Group(tuple(sorted(members)), _union(norm.name for norm in norms), exact, batch))
         return sorted(groups, key=lambda group: group.layers)
 
 
@@ -415,39 +453,3 @@ def _attribute(module: nn.Module, path: str) -> Any:
 def analyse(network: nn.Module, example: Tensor | tuple[Tensor, ...] | None = None) -> Dataflow:
     """Trace and read. Raises ValueError as `structure.find_structure` says."""
     return Dataflow(tracing.trace(network, example))
-
-
-class Nonlinearity(nn.Module):
-    """A function call as a module: x -> function(x, *arguments)."""
-
-    def __init__(self, function: Any, name: str, arguments: tuple[Any, ...], options: dict[str, Any]):
-        super().__init__()
-        self.function, self.nonlinearity, self.arguments, self.options = function, name, arguments, options
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x, *self.arguments, **self.options)
-
-
-def explicit_nonlinearities(network: nn.Module) -> nn.Module:
-    """See `structure.explicit_nonlinearities`."""
-    flow = analyse(network)
-    hidden = [site for site in flow.hidden if site.name != site.node.target]
-    if not hidden:
-        return network
-    for site in hidden:
-        node, traced = site.node, flow.traced
-        if node.op == "call_module":
-            module: nn.Module = flow.modules[str(node.target)]
-            if next(module.parameters(), None) is not None:
-                raise ValueError(f"the nonlinearity '{node.target}' has parameters and is called more than once")
-            again = copy.deepcopy(module)
-        else:
-            function = getattr(torch.Tensor, str(node.target)) if node.op == "call_method" else node.target
-            again = Nonlinearity(function, site.nonlinearity, tuple(node.args[1:]), dict(node.kwargs))
-        traced.add_module(site.name, again)
-        with traced.graph.inserting_after(node):
-            call = traced.graph.call_module(site.name, (node.args[0],))
-        node.replace_all_uses_with(call)
-        traced.graph.erase_node(node)
-    flow.traced.recompile()
-    return flow.traced

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from plasticity import dataflow
+from plasticity import dataflow, rewriting
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,11 @@ class Reader:
 class Hidden:
     """One layer of hidden units: weights -> [normaliser ->] nonlinearity -> readers.
 
-    name: of the nonlinearity's module; its output [B, H] or [B, H, h, w] are the activations (with CReLU [B, 2 H]).
+    name: of the nonlinearity's module; its output are the activations: [B, H], of tokens [B, T, H], of convolutions
+    [B, H, h, w]; with CReLU 2 H.
     weights: parameters [H, in, ...] that are summed into the pre-activation, nearly always one. biases: those added.
     normaliser: the last one before the nonlinearity, if all weights go through it. gain, offset: its own parameters.
+    unit_axis: of the activations, counted from the end: -1 behind a linear layer, -3 behind a 2-d convolution.
     residual: the units are also added to later ones as they are, so their readers are not all that sees them.
     """
 
@@ -52,6 +54,7 @@ class Hidden:
     offset: str | None
     readers: tuple[Reader, ...]
     residual: bool = False
+    unit_axis: int = -1
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Normalised:
     """Weights whose common scale normalisers remove: all multiplied by one c > 0, the network computes the same.
 
     weights: one, or several that are summed in front of a normaliser. biases: added there too; they must share c.
+    batch: a normaliser is a BatchNorm.
     exact: False if what is normalised holds something that c does not reach (an activation or input in a residual sum),
     or if something else reads the sum before it is normalised.
     """
@@ -67,19 +71,22 @@ class Normalised:
     biases: tuple[str, ...]
     normalisers: tuple[str, ...]
     exact: bool
+    batch: bool = False
 
 
 @dataclass(frozen=True)
 class Structure:
     """All hidden layers in the order of computation, and the weights that no nonlinearity follows (heads).
 
-    inner: weights between which and the next weights no nonlinearity stands (attention, factorised layers, embeddings).
-    normalised: the scale-invariant groups. A weight may be both hidden and normalised.
+    inner: weights between which and the next weights no nonlinearity stands (attention, factorised layers). tables:
+    looked up or added, not multiplied (embeddings, positions). normalised: the scale-invariant groups; a weight may be
+    there and in one of the other lists.
     """
 
     hidden: tuple[Hidden, ...]
     heads: tuple[str, ...]
     inner: tuple[str, ...] = ()
+    tables: tuple[str, ...] = ()
     normalised: tuple[Normalised, ...] = ()
 
     def __str__(self) -> str:
@@ -91,8 +98,8 @@ class Structure:
             readers = [_reader_text(reader) for reader in layer.readers] + ["(residual)"] * layer.residual
             texts = (layer.weights, layer.biases, (layer.normaliser or "",), readers)
             rows.append((layer.name, str(layer.units), layer.nonlinearity, *(", ".join(t) or "-" for t in texts)))
-        lines = [table(rows), f"heads: {', '.join(self.heads) or '-'}"]
-        return "\n".join(lines + [f"inner: {', '.join(self.inner)}"] * bool(self.inner))
+        others = {"heads": self.heads, "inner": self.inner, "tables": self.tables}
+        return "\n".join([table(rows), *(f"{name}: {', '.join(names)}" for name, names in others.items() if names)])
 
 
 def _reader_text(reader: Reader) -> str:
@@ -130,17 +137,20 @@ def find_structure(network: nn.Module, example: Tensor | tuple[Tensor, ...] | No
             offset=None if site.norm is None else site.norm.offset,
             readers=tuple(Reader(*reader) for reader in site.readers),
             residual=site.residual,
+            unit_axis=-1 - site.pixel_axes,
         )
         for site in flow.hidden
     )
     normalised = tuple(
-        Normalised(flow.weights(group.layers), flow.biases(group.layers), group.normalisers, group.exact)
+        Normalised(flow.weights(group.layers), flow.biases(group.layers), group.normalisers, group.exact, group.batch)
         for group in flow.groups()
     )
     known = {name for layer in hidden for name in layer.weights}
     heads = tuple(name for name in flow.weights(flow.heads) if name not in known)
-    inner = tuple(name for name in flow.weights(range(len(flow.layers))) if name not in known.union(heads))
-    return Structure(hidden, heads, inner, normalised)
+    tables = tuple(name for layer in flow.layers if layer.table for name in layer.weights)
+    rest = flow.weights(range(len(flow.layers)))
+    inner = tuple(name for name in rest if name not in known.union(heads, tables))
+    return Structure(hidden, heads, inner, tables, normalised)
 
 
 @contextmanager
@@ -180,4 +190,4 @@ def explicit_nonlinearities(network: nn.Module) -> nn.Module:
     (shared, not copied) in which each functional nonlinearity, and each further call of a module, has become a module;
     it has the forward pass only, no other methods. Raises ValueError if the network cannot be traced.
     """
-    return dataflow.explicit_nonlinearities(network)
+    return rewriting.explicit_nonlinearities(network)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,22 +58,81 @@ def nonlinearity_of(module: nn.Module) -> str | None:
     return getattr(module, "nonlinearity", None) or NONLINEARITIES.get(type(module))
 
 
+def _encoder_layer(m: nn.TransformerEncoderLayer, x: Tensor, **masks: Any) -> Tensor:
+    """What `nn.TransformerEncoderLayer` computes without masks; its own forward pass cannot be traced."""
+    _without_masks(masks)
+
+    def attend(x: Tensor) -> Tensor:
+        return m.dropout1(m.self_attn(x, x, x, need_weights=False)[0])
+
+    def feed_forward(x: Tensor) -> Tensor:
+        return m.dropout2(m.linear2(m.dropout(m.activation(m.linear1(x)))))  # type: ignore[operator]
+
+    if m.norm_first:
+        x = x + attend(m.norm1(x))
+        return x + feed_forward(m.norm2(x))
+    x = m.norm1(x + attend(x))
+    return m.norm2(x + feed_forward(x))
+
+
+def _encoder(m: nn.TransformerEncoder, x: Tensor, **masks: Any) -> Tensor:
+    """What `nn.TransformerEncoder` computes without masks."""
+    _without_masks(masks)
+    for layer in m.layers:
+        x = layer(x)
+    return x if m.norm is None else m.norm(x)
+
+
+def _without_masks(masks: dict[str, Any]) -> None:
+    if any(mask is not None and mask is not False for mask in masks.values()):
+        raise ValueError("a transformer encoder can be read without masks only")
+
+
+_PLAIN_FORWARD: dict[type[nn.Module], Callable[..., Tensor]] = {
+    nn.TransformerEncoderLayer: _encoder_layer,
+    nn.TransformerEncoder: _encoder,
+}
+
+
+def is_normaliser(module: nn.Module) -> bool:
+    """A module of one's own is one if it has an attribute `normaliser` that is true: it removes its input's scale."""
+    return isinstance(module, NORMALISERS) or getattr(module, "normaliser", False)
+
+
+_AXES: dict[type[nn.Module], int] = {
+    nn.Linear: 2, nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5, nn.Embedding: 2, nn.GroupNorm: 1,
+    stacked.StackedLinear: 2, stacked.StackedConv2d: 4, stacked.StackedGroupNorm: 1,
+}  # fmt: skip
+
+
+def own_axes(layer: nn.Module, name: str) -> int | None:
+    """How many axes a parameter of a single layer of this type has; None if neither the type nor an attribute
+    `own_axes` tells."""
+    if isinstance(layer, nn.LayerNorm | nn.RMSNorm | stacked.StackedLayerNorm | stacked.StackedRMSNorm):
+        return len(layer.normalized_shape)
+    if isinstance(layer, nn.MultiheadAttention):
+        return 2 if name.endswith("weight") else 1
+    axes = next((axes for kind, axes in _AXES.items() if isinstance(layer, kind)), getattr(layer, "own_axes", None))
+    return 1 if axes is not None and name == "bias" else axes
+
+
 class _Tracer(fx.Tracer):
     """Knows our leaf modules, and remembers the innermost module in which tracing failed."""
 
     failed: str | None = None
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        known = (*LINEAR, *NORMALISERS, *PASSING)
-        return (
-            isinstance(m, known) or nonlinearity_of(m) is not None or super().is_leaf_module(m, module_qualified_name)
-        )
+        if type(m) in _PLAIN_FORWARD:
+            return False
+        known = isinstance(m, (*LINEAR, *PASSING)) or is_normaliser(m) or nonlinearity_of(m) is not None
+        return known or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        plain = _PLAIN_FORWARD.get(type(m))
         try:
-            return super().call_module(m, forward, args, kwargs)
+            return super().call_module(m, forward if plain is None else partial(plain, m), args, kwargs)
         except Exception:
             self.failed = self.failed or self.path_of_module(m)
             raise
@@ -83,7 +143,7 @@ def trace(network: nn.Module, example: Tensor | tuple[Tensor, ...] | None = None
 
     Raises ValueError naming the module that cannot be traced.
     """
-    network = _opened(network)
+    network = opened(network)
     tracer = _Tracer()
     try:
         graph = tracer.trace(network, _settings(network))
@@ -112,7 +172,7 @@ def _settings(network: nn.Module) -> dict[str, Any]:
     }
 
 
-def _opened(network: nn.Module) -> nn.Module:
+def opened(network: nn.Module) -> nn.Module:
     """The network with each member-wise run part of a population replaced by the one network that it runs."""
     if isinstance(network, stacked.Vmapped):
         return network.skeleton
@@ -120,7 +180,7 @@ def _opened(network: nn.Module) -> nn.Module:
         return network
     whole = nn.Sequential()
     for name, child in network.named_children():  # `stacked.stack` nests them in nn.Sequential only
-        whole.add_module(name, _opened(child))
+        whole.add_module(name, opened(child))
     return whole
 
 

@@ -5,122 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from agents.networks import DeterministicActor, NatureCNN
+from agents.networks import DeterministicActor
 from plasticity.stacked import stack
 from plasticity.structure import Reader, activations, explicit_nonlinearities, find_structure
-
-
-class CReLU(nn.Module):
-    nonlinearity, copies = "crelu", 2
-
-    def forward(self, x):
-        return torch.cat([F.relu(x), F.relu(-x)], 1)
-
-
-class Functional(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.relu = nn.ReLU()
-        self.first, self.second, self.third, self.head = (nn.Linear(6, 6) for _ in range(4))
-
-    def forward(self, x):
-        x = F.relu(self.first(x))
-        x = self.relu(self.second(x))
-        return self.head(self.relu(self.third(x)).mul(0.5).tanh())
-
-
-class Block(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv1, self.conv2 = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
-        self.norm1, self.norm2 = nn.GroupNorm(1, 4), nn.GroupNorm(1, 4)
-        self.inner, self.outer = nn.ReLU(), nn.ReLU()
-
-    def forward(self, x):
-        return self.outer(x + self.norm2(self.conv2(self.inner(self.norm1(self.conv1(x))))))
-
-
-class Dueling(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.encoder = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Flatten())
-        self.value = nn.Sequential(nn.Linear(8 * 16, 5), nn.ReLU(), nn.Linear(5, 1))
-        self.advantage = nn.Sequential(nn.Linear(8 * 16, 7), nn.ReLU(), nn.Linear(7, 3))
-
-    def forward(self, x):
-        features = self.encoder(x)
-        advantage = self.advantage(features)
-        return self.value(features) + advantage - advantage.mean(1, keepdim=True)
-
-
-class Concatenated(nn.Module):
-    """Two hidden layers side by side, and the input behind them."""
-
-    def __init__(self):
-        super().__init__()
-        self.left, self.right = nn.Sequential(nn.Linear(6, 3), nn.ReLU()), nn.Sequential(nn.Linear(6, 4), nn.ReLU())
-        self.both, self.act, self.head = nn.Linear(13, 5), nn.ReLU(), nn.Linear(5, 2)
-
-    def forward(self, x):
-        return self.head(self.act(self.both(torch.cat([self.left(x), self.right(x), x], -1))))
-
-
-class Noisy(nn.Module):
-    """The weights are computed: mean plus scaled noise (Fortunato et al. 2018)."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight_mean, self.weight_scale = nn.Parameter(torch.randn(5, 6)), nn.Parameter(torch.randn(5, 6))
-        self.bias_mean, self.bias_scale = nn.Parameter(torch.randn(5)), nn.Parameter(torch.randn(5))
-        self.register_buffer("noise", torch.randn(5, 6))
-        self.act, self.head = nn.ReLU(), nn.Linear(5, 2)
-
-    def forward(self, x):
-        weight = self.weight_mean + self.weight_scale * self.noise
-        return self.head(self.act(F.linear(x, weight, self.bias_mean + self.bias_scale * self.noise[:, 0])))
-
-
-def residual():
-    return nn.Sequential(
-        nn.Conv2d(4, 4, 3, padding=1), nn.GroupNorm(1, 4), nn.ReLU(), Block(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3),
-    )  # fmt: skip
-
-
-def mlp():
-    return nn.Sequential(
-        nn.Linear(6, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 5, bias=False), nn.Tanh(), nn.Linear(5, 3)
-    )
-
-
-def cnn():
-    return nn.Sequential(
-        nn.Conv2d(4, 8, 3, groups=2), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 1), nn.LeakyReLU(0.1),
-        nn.Flatten(), nn.Linear(32, 5), nn.GELU(), nn.Linear(5, 2),
-    )  # fmt: skip
-
-
-IMAGES, VECTORS = (2, 4, 6, 6), (2, 6)
-CASES = {
-    "mlp": (mlp, VECTORS),
-    "cnn": (cnn, IMAGES),
-    "crelu": (lambda: nn.Sequential(nn.Conv2d(4, 3, 3), CReLU(), nn.Flatten(), nn.Linear(96, 2)), IMAGES),
-    "functional": (lambda: explicit_nonlinearities(Functional()), VECTORS),
-    "residual": (residual, IMAGES),
-    "dueling": (Dueling, IMAGES),
-    "concatenated": (Concatenated, VECTORS),
-    "noisy": (Noisy, VECTORS),
-    "actor": (lambda: DeterministicActor(6, 2, (8, 5), layer_norm=True), VECTORS),
-    "nature": (lambda: nn.Sequential(NatureCNN((2, 36, 36), True), nn.Linear(512, 3)), (2, 2, 36, 36)),
-}
+from tests.plasticity import networks
+from tests.plasticity.networks import CASES, Concatenated, Dueling, Functional, Noisy, Sum, mlp, residual
 
 
 def build(case, seed=0):
-    make, shape = CASES[case]
-    torch.manual_seed(seed)
-    return make(), torch.randn(shape)
+    network, x = networks.build(case, seed)
+    return explicit_nonlinearities(network), x
 
 
 def columns(layer, reader, unit):
@@ -132,15 +27,14 @@ def columns(layer, reader, unit):
 @pytest.mark.parametrize("case", CASES)
 def test_a_unit_whose_readers_ignore_it_does_not_matter(case):
     """Also says that before they ignored it, it did, and that hooks see the units by name."""
-    network, x = build(case)
-    structure = find_structure(network)
-    for layer in structure.hidden:
+    for layer in find_structure(build(case)[0]).hidden:
+        network, x = build(case)
         shift = torch.zeros(layer.units)
         shift[1] = 10.0
 
         def shifted(module, inputs, output, layer=layer, shift=shift):
             both = torch.cat([shift, shift]) if layer.nonlinearity == "crelu" else shift
-            return output + both.view(-1, *[1] * (output.dim() - 2))
+            return output + both.view(-1, *[1] * (-1 - layer.unit_axis))
 
         before = network(x)
         with network.get_submodule(layer.name).register_forward_hook(shifted):
@@ -166,24 +60,25 @@ def test_a_unit_without_its_weights_sees_nothing(case):
                 network.get_parameter(name)[0] = 0
         with activations(network, find_structure(network)) as seen:
             network(x)
-        assert seen[layer.name].shape[1] == layer.units * (2 if layer.nonlinearity == "crelu" else 1)
-        assert seen[layer.name][:, 0].abs().max() == 0
+        units = seen[layer.name].movedim(layer.unit_axis, 0)
+        assert len(units) == layer.units * (2 if layer.nonlinearity == "crelu" else 1)
+        assert units[0].abs().max() == 0
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_population_has_the_structure_of_its_members(case):
-    networks, x = zip(*(build(case, seed) for seed in range(3)), strict=True)
-    population = stack(networks)
-    structure = find_structure(networks[0])
+    alone, x = zip(*(build(case, seed) for seed in range(3)), strict=True)
+    population = stack(alone)
+    structure = find_structure(alone[0])
     assert find_structure(population) == structure
     if case == "nature":  # its memory format is beyond vmap
         return
     with activations(population, structure) as together:
         population(torch.stack(x))
-    for member, network in enumerate(networks):
-        with activations(network, structure) as alone:
+    for member, network in enumerate(alone):
+        with activations(network, structure) as seen:
             network(x[member])
-        for name, value in alone.items():
+        for name, value in seen.items():
             torch.testing.assert_close(together[name][member], value)
 
 
@@ -219,15 +114,6 @@ def test_residual_block():
 
 
 def test_weights_summed_before_a_normaliser_are_one_group():
-    class Sum(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b, self.norm = nn.Linear(6, 4, bias=False), nn.Linear(6, 4), nn.LayerNorm(4)
-            self.act, self.head = nn.ReLU(), nn.Linear(4, 2)
-
-        def forward(self, x):
-            return self.head(self.act(self.norm(self.a(x) + self.b(x))))
-
     structure = find_structure(Sum())
     assert structure.hidden[0].weights == ("a.weight", "b.weight")
     (group,) = structure.normalised
