@@ -204,7 +204,7 @@ def test_5_a_recorded_growth_replays_the_run_that_lost_its_learning_rate():
     train(replayed, NaP(schedule=Replay(norm.growth)), x, y, sgd(replayed, 0.5))
     train(one_rate, NaP(schedule=Replay(norm.growth, one_rate=True)), x, y, sgd(one_rate, 0.5))
     train(constant, NaP(), x, y, sgd(constant, 0.5))
-    difference = {n: float((net(x[0]) - free(x[0])).abs().max()) for n, net in
+    difference = {n: float((net(x[0]) - free(x[0])).detach().abs().max()) for n, net in
                   {"replayed": replayed, "one rate": one_rate, "constant": constant}.items()}  # fmt: skip
     assert difference["replayed"] <= 1e-10
     assert 1e-6 < difference["one rate"] < difference["constant"]
