@@ -1,8 +1,8 @@
 """Curvature of the loss and agreement of its gradients on a batch, for all members of a population at once.
 
-`loss(outputs [K, B, ...], targets [K, B, ...]) -> [K, B]` gives the loss of each sample; what is curved is its mean
-over B. Members share no parameter, so the Hessian of the sum over members is block-diagonal, and one product with it is
-one product for each member. H v is the gradient of <gradient, v>: no Hessian is ever formed.
+`loss(outputs [K, B, ...], targets [K, B, ...]) -> [K]` is the mean loss of each member over its batch, such as
+`losses.member_losses`. Members share no parameter, so the Hessian of the sum over members is block-diagonal, and one
+product with it is one product for each member. H v is the gradient of <gradient, v>: no Hessian is ever formed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def hessian_product(function: Function, parameters: Parameters, inputs: Tensor, 
     leaves = {name: p.detach().requires_grad_() for name, p in parameters.items()}
     tensors = list(leaves.values())
     with torch.enable_grad():
-        value = loss(function(leaves, inputs), targets).mean(1).sum()
+        value = loss(function(leaves, inputs), targets).sum()
         gradients = torch.autograd.grad(value, tensors, create_graph=True, materialize_grads=True)
     curved = [index for index, gradient in enumerate(gradients) if gradient.requires_grad]
 

@@ -113,7 +113,7 @@ class Diagnostics:
                 own = population_function(learner.network, learner.members)
                 with evaluating(learner.network):
                     outputs = own(trainable(learner.network, learner.members), batch.inputs)
-                loss_after = loss(outputs, batch.targets).mean(1)
+                loss_after = loss(outputs, batch.targets)
                 found["plasticity/step_plasticity"] = churn.step_plasticity(loss_before, loss_after)
             self.norm_before = None
             return found
@@ -156,8 +156,8 @@ class Diagnostics:
     ) -> Metrics:
         """On a fixed probe batch [K, B, ...], usually 512 samples: unit activity, ranks, distance from initialisation.
 
-        targets [K, B, ...] and loss(outputs [K, B, ...], targets) -> [K, B] add what gradients tell; without them it is
-        left out. curvature: as in the constructor, for this call only.
+        targets [K, B, ...] and loss(outputs [K, B, ...], targets) -> [K], such as `losses.member_losses`, add what
+        gradients tell; without them it is left out. curvature: as in the constructor, for this call only.
         """
         with self._clocked("costly"), evaluating(learner.network):
             found = self._features(learner, probe_inputs)
@@ -306,7 +306,7 @@ def _loss_metrics(learner: Learner, inputs: Tensor, targets: Tensor, loss: Loss)
     leaves = {n: p.requires_grad_() for n, p in trainable(learner.network, learner.members).items()}
     with torch.enable_grad():
         outputs = population_function(learner.network, learner.members)(leaves, inputs)
-        value = loss(outputs, targets).mean(1)
+        value = loss(outputs, targets)
         gradients = torch.autograd.grad(value.sum(), list(leaves.values()), materialize_grads=True)
     by_name = dict(zip(leaves, gradients, strict=True))
     zeros = torch.stack([g.flatten(1).shape[1] - g.flatten(1).count_nonzero(1) for g in gradients]).sum(0)

@@ -11,17 +11,14 @@ from torch.nn import functional as F
 
 from plasticity import curvature
 from plasticity.functional import evaluating, population_function, trainable
+from plasticity.losses import member_losses
 from plasticity.stacked import stack
 
 K, B = 3, 24
 
 
 def half_squares(outputs, targets):
-    return 0.5 * (outputs - targets).square().sum(2)
-
-
-def cross_entropy(outputs, targets):
-    return F.cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+    return 0.5 * (outputs - targets).square().sum(2).mean(1)
 
 
 def networks(make, count=K):
@@ -66,11 +63,11 @@ def test_sharpness_of_linear_least_squares():
 def test_top_eigenvalues_of_networks(data):
     x, y = data
     members = networks(small)
-    found = curvature.sharpness(stack(members), K, x, y, cross_entropy, number=3)
+    found = curvature.sharpness(stack(members), K, x, y, member_losses, number=3)
     for k, network in enumerate(members):
         expected = torch.linalg.eigvalsh(hessian(network, x[k], y[k])).flip(0)[:3]
         torch.testing.assert_close(found[k], expected, rtol=1e-3, atol=0)
-        alone = curvature.sharpness(network, None, x[k : k + 1], y[k : k + 1], cross_entropy, number=3)
+        alone = curvature.sharpness(network, None, x[k : k + 1], y[k : k + 1], member_losses, number=3)
         torch.testing.assert_close(found[k], alone[0], rtol=1e-9, atol=1e-12)
 
 
@@ -105,7 +102,7 @@ def test_normed_sharpness_does_not_see_the_scale_of_a_normalised_tensor():
     larger[0].weight.data.mul_(7)
     x, y = torch.randn(1, B, 4, dtype=torch.float64), torch.randint(3, (1, B))
     plain, scaled = (
-        [curvature.sharpness(n, None, x, y, cross_entropy, by_norm=by_norm) for n in (network, larger)]
+        [curvature.sharpness(n, None, x, y, member_losses, by_norm=by_norm) for n in (network, larger)]
         for by_norm in (False, True)
     )
     torch.testing.assert_close(scaled[0], scaled[1], rtol=1e-6, atol=0)
@@ -115,19 +112,19 @@ def test_normed_sharpness_does_not_see_the_scale_of_a_normalised_tensor():
 def test_hessian_erank_of_small_networks_and_of_a_linear_loss(data):
     x, y = data
     members = networks(small)
-    found = curvature.hessian_erank(stack(members), K, x, y, cross_entropy)
+    found = curvature.hessian_erank(stack(members), K, x, y, member_losses)
     for k, network in enumerate(members):
         magnitudes = torch.linalg.eigvalsh(hessian(network, x[k], y[k])).abs()
         p = magnitudes / magnitudes.sum()
         assert float(found[k]) == pytest.approx(float(torch.special.entr(p).sum().exp()), rel=1e-6)
-    flat = curvature.hessian_erank(nn.Linear(4, 3).double(), None, x[:1], y[:1], lambda f, _: f.sum(2))
+    flat = curvature.hessian_erank(nn.Linear(4, 3).double(), None, x[:1], y[:1], lambda f, _: f.sum((1, 2)))
     assert flat.tolist() == [0]
 
 
 def test_gradient_kernel_and_cosines(data, monkeypatch):
     x, y = data
     members = networks(small)
-    kernel = curvature.gradient_kernel(stack(members), K, x, y, cross_entropy)
+    kernel = curvature.gradient_kernel(stack(members), K, x, y, member_losses)
     cosines = curvature.grad_cov(kernel)
     for k, network in enumerate(members):
         rows = []
@@ -139,15 +136,15 @@ def test_gradient_kernel_and_cosines(data, monkeypatch):
         torch.testing.assert_close(cosines[k], F.normalize(gradients, dim=1) @ F.normalize(gradients, dim=1).T)
     torch.testing.assert_close(cosines.diagonal(dim1=1, dim2=2), torch.ones(K, B, dtype=torch.float64))
     monkeypatch.setattr(curvature, "_GRADIENTS", 2 * 51 * 5)  # five samples at a time
-    torch.testing.assert_close(curvature.gradient_kernel(stack(members), K, x, y, cross_entropy), kernel)
+    torch.testing.assert_close(curvature.gradient_kernel(stack(members), K, x, y, member_losses), kernel)
 
 
 def test_fisher_stands_for_a_large_hessian(data, monkeypatch):
     x, y = data
     monkeypatch.setattr(curvature, "_FORMED", 10)
     network = networks(small)[0]
-    found = curvature.hessian_erank(network, None, x[:1], y[:1], cross_entropy)
-    values = torch.linalg.eigvalsh(curvature.gradient_kernel(network, None, x[:1], y[:1], cross_entropy)[0])
+    found = curvature.hessian_erank(network, None, x[:1], y[:1], member_losses)
+    values = torch.linalg.eigvalsh(curvature.gradient_kernel(network, None, x[:1], y[:1], member_losses)[0])
     p = values.clamp(min=0) / values.clamp(min=0).sum()
     assert float(found) == pytest.approx(float(torch.special.entr(p).sum().exp()))
 

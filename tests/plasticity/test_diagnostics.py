@@ -14,6 +14,7 @@ from plasticity import activity, norms, ranks
 from plasticity.adam import Adam
 from plasticity.diagnostics import Diagnostics, norm_exponent
 from plasticity.intervention import Batch, Learner
+from plasticity.losses import member_losses
 from plasticity.stacked import stack
 from plasticity.structure import activations, find_structure
 
@@ -27,10 +28,6 @@ def mlp():
 
 
 STRUCTURE = find_structure(mlp())
-
-
-def cross_entropy(outputs, targets):
-    return F.cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
 
 
 def learner_of(network, members, optimizer=None):
@@ -61,7 +58,7 @@ def train(learner, diagnostics, steps=7, members=K):
         with activations(learner.network, STRUCTURE) as seen:
             outputs = learner.network(x[0] if single else x)
         seen = {name: h.unsqueeze(0) if single else h for name, h in seen.items()}
-        losses = cross_entropy(outputs.unsqueeze(0) if single else outputs, y).mean(1)
+        losses = member_losses(outputs.unsqueeze(0) if single else outputs, y)
         gradients = torch.autograd.grad(losses.sum(), parameters)
         due = diagnostics is not None and diagnostics.due(learner.steps)
         if due:
@@ -69,7 +66,7 @@ def train(learner, diagnostics, steps=7, members=K):
         learner.optimizer.step(gradients)
         if due:
             batch = Batch(x, y, seen)
-            found[learner.steps] = diagnostics.cheap(learner, batch, gradients, cross_entropy, losses.detach())
+            found[learner.steps] = diagnostics.cheap(learner, batch, gradients, member_losses, losses.detach())
     return found
 
 
@@ -84,7 +81,7 @@ def test_training_is_bit_identical_with_diagnostics():
         train(learner, diagnostics)
         if diagnostics:
             (x, y), *_ = batches(1)
-            found = diagnostics.costly(learner, x, y, cross_entropy)
+            found = diagnostics.costly(learner, x, y, member_losses)
             assert "plasticity/sharpness" in found
         train(learner, diagnostics)
         states.append((learner.network.state_dict(), torch.get_rng_state(), learner.network.training))
@@ -133,25 +130,25 @@ def test_members_are_the_networks_alone():
     diagnostics.begin(learner)
     cheap = train(learner, diagnostics, steps=3)[3]
     (x, y), *_ = batches(1)
-    costly = diagnostics.costly(learner, x, y, cross_entropy)
+    costly = diagnostics.costly(learner, x, y, member_losses)
     for k, network in enumerate(networks()):
         alone, own = learner_of(network, None), Diagnostics(every=3)
         own.begin(alone)
         for sample, target in ((a[k : k + 1], b[k : k + 1]) for a, b in batches(3)):
             single_step(alone, own, sample, target)
         assert_same(own.found, cheap, k)
-        assert_same(own.costly(alone, x[k : k + 1], y[k : k + 1], cross_entropy), costly, k)
+        assert_same(own.costly(alone, x[k : k + 1], y[k : k + 1], member_losses), costly, k)
 
 
 def single_step(learner, diagnostics, x, y):
     learner.steps += 1
     with activations(learner.network, STRUCTURE) as seen:
-        losses = cross_entropy(learner.network(x[0]).unsqueeze(0), y).mean(1)
+        losses = member_losses(learner.network(x[0]).unsqueeze(0), y)
     gradients = torch.autograd.grad(losses.sum(), list(learner.network.parameters()))
     diagnostics.before_step(learner)
     learner.optimizer.step(gradients)
     batch = Batch(x, y, {name: h.unsqueeze(0) for name, h in seen.items()})
-    diagnostics.found = diagnostics.cheap(learner, batch, gradients, cross_entropy, losses.detach())
+    diagnostics.found = diagnostics.cheap(learner, batch, gradients, member_losses, losses.detach())
 
 
 def assert_same(alone, population, k):
@@ -216,7 +213,7 @@ def test_adam_of_torch_and_ours_give_the_same_signal_to_noise():
         learner = learner_of(network, K, optimizer)
         for x, y in batches(3):
             learner.steps += 1
-            gradients = torch.autograd.grad(cross_entropy(network(x), y).mean(1).sum(), parameters)
+            gradients = torch.autograd.grad(member_losses(network(x), y).sum(), parameters)
             if ours:
                 optimizer.step(gradients)
             else:
@@ -265,5 +262,5 @@ def test_cheap_tier_runs_on_a_fake_gpu_without_mixing_devices_or_waiting_for_it(
         h = {"1": torch.empty(K, B, 12, device=device), "3": torch.empty(K, B, 10, device=device)}
         gradients = [torch.empty_like(p) for p in network.parameters()]
         losses = torch.empty(K, device=device)
-        found = diagnostics.cheap(learner, Batch(x, y, h), gradients, cross_entropy, losses)
+        found = diagnostics.cheap(learner, Batch(x, y, h), gradients, member_losses, losses)
         assert {value.device.type for value in found.values()} == {"cuda"}
