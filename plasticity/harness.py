@@ -71,7 +71,7 @@ class Trial:
         self._parameters = list(self.network.parameters())
         self._watches = any(i.needs_activations for i in self.interventions)
         self._scales = any(i.scales_steps for i in self.interventions)
-        self._penalises = any(type(i).penalty is not Intervention.penalty for i in self.interventions)
+        self._penalises = any(i.penalises for i in self.interventions)
         by_hand = None if compiled else mlp_gradients(self.network)
         self._differentiation = by_hand or Autograd(self.network, self.learner.structure, self._watches, compiled)
         self.index = self.step = 0

@@ -84,6 +84,11 @@ class Intervention:
     def begin(self, learner: Learner) -> None:
         """Once, before the first step: remember initial values, make room for statistics."""
 
+    @property
+    def penalises(self) -> bool:
+        """Whether `penalty` is to be asked."""
+        return type(self).penalty is not Intervention.penalty
+
     def penalty(self, learner: Learner, parameters: Mapping[str, Tensor]) -> Tensor | None:
         """What to add to each member's loss, [K] ([1] for an ordinary network), as a function of `parameters`
         ([K, *shape] by name, with gradient); None: nothing."""

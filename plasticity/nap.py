@@ -139,8 +139,12 @@ class NaP(Intervention):
         if self.record_growth_every and not self._growth:
             self._growth.append(torch.stack(self.weights.growth()))
 
+    @property
+    def penalises(self) -> bool:
+        return self.gains == "pull"
+
     def penalty(self, learner: Learner, parameters: Mapping[str, Tensor]) -> Tensor | None:
-        if self.gains != "pull" or self.plan is None or not self.plan.gains:
+        if self.plan is None or not self.plan.gains:
             return None
         return torch.stack([_distance(pair, parameters) for pair in self.plan.gains]).sum(0) * (self.pull / 2)
 

@@ -63,8 +63,9 @@ def convert(
 
     Behind a linear layer it is LayerNorm or RMSNorm over the features, behind a convolution the same for each sample
     over channels and pixels (GroupNorm with one group). Normalisers that the network has stay, those in front of
-    nonlinearities without their gains and offsets unless `gains`. A nonlinearity becomes `Sequential(norm, act)` in its
-    place; where it is a function call the result is a `torch.fx.GraphModule`, see `explicit_nonlinearities`.
+    nonlinearities without their gains and offsets unless `gains`. In an `nn.Sequential` the normaliser of the
+    nonlinearity NAME is NAME_norm; elsewhere the nonlinearity becomes `Sequential(norm, act)`. Where it is a function
+    call the result is a `torch.fx.GraphModule`, see `explicit_nonlinearities`.
     replace_batch_norm: put GroupNorm(1) in the place of each BatchNorm.
 
     Raises ValueError if `find_structure` does, and for a population: convert its members.
@@ -104,7 +105,15 @@ def _insert(network: nn.Module, site: dataflow.Site, kind: Kind, gains: bool, ep
             norm = ImageRMSNorm(site.units, epsilon, gains, weight.dtype)
     if isinstance(owner, stacked.StackedLinear | stacked.StackedConv2d):
         norm = stacked.stack([norm] * weight.shape[0])
-    _put(network, site.name, nn.Sequential(OrderedDict(norm=norm, act=act)).train(act.training))
+    norm.train(act.training)
+    parent, _, last = site.name.rpartition(".")
+    holder = network.get_submodule(parent)
+    if type(holder) is nn.Sequential:
+        children = list(holder.named_children())
+        place = [name for name, _ in children].index(last)
+        holder._modules = dict([*children[:place], (f"{last}_norm", norm), *children[place:]])
+    else:
+        holder.add_module(last, nn.Sequential(OrderedDict(norm=norm, act=act)).train(act.training))
 
 
 def _put(network: nn.Module, name: str, module: nn.Module) -> None:

@@ -251,15 +251,16 @@ def test_8_projection_touches_norms_only():
     held = plan(net)
     optimizer = torch.optim.Adam(net.parameters(), 3e-3)
     train(net, NaP(**ARMS["norm"]), x, y, optimizer)
-    head = [net[4].weight.detach().clone(), net[4].bias.detach().clone()]
+    last = net.get_submodule("4")
+    head = [last.weight.detach().clone(), last.bias.detach().clone()]
     state, logits = copy.deepcopy(optimizer.state_dict()), net(x[0]).detach()
     assert max(abs(float(c) - 1) for c in Projection(held.groups, parameters(net)).growth()) > 0.03
 
     project_(parameters(net), held)
     for group in held.groups:
-        assert abs(float(parameters(net)[group.tensors[0]].norm() / group.radius) - 1) <= 1e-6
-    assert torch.equal(net[4].weight, head[0])
-    assert torch.equal(net[4].bias, head[1])
+        assert abs(float(parameters(net)[group.tensors[0]].detach().norm() / group.radius) - 1) <= 1e-6
+    assert torch.equal(last.weight, head[0])
+    assert torch.equal(last.bias, head[1])
     for name, slot in optimizer.state_dict()["state"].items():
         assert all(torch.equal(slot[key], state["state"][name][key]) for key in slot)
     assert (net(x[0]) - logits).norm() / logits.norm() <= 1e-5
@@ -273,7 +274,7 @@ def test_9_members_of_a_population_keep_their_own_norms():
     nets = [network(seed) for seed in range(3)]
     for factor, net in zip((1.0, 3.0, 0.2), nets, strict=True):
         scale(net, w0=factor)
-    radii = [[float(net[i].weight.detach().norm()) for i in (0, 2)] for net in nets]
+    radii = [[float(parameters(net)[name].detach().norm()) for name in HIDDEN] for net in nets]
     x, y = zip(*(batches(40, seed) for seed in range(3)), strict=True)
     population = stack(nets)
     train(population, NaP(), torch.stack(x, 1), torch.stack(y, 1), sgd(population, 0.3), members=3)
@@ -327,7 +328,7 @@ def test_11_rows_may_be_rescaled_in_front_of_batch_norm_only():
     x = batches(1)[0][0]
     factors = torch.linspace(0.5, 2, 32, dtype=torch.float64)[:, None]
     layer, batch = network(), network()
-    batch[1][0] = nn.BatchNorm1d(32, affine=False, eps=1e-30).double()
+    batch[1] = nn.BatchNorm1d(32, affine=False, eps=1e-30).double()
     for net, changes in ((layer, True), (batch, False)):
         before = net(x)
         with torch.no_grad():
@@ -365,9 +366,9 @@ def test_12_a_bias_before_a_normaliser():
 def test_13_gain_and_offset_held_together():
     torch.manual_seed(0)
     net = network(gains=True)
-    net[4] = nn.Linear(32, 5, bias=False).double()
+    net.get_submodule("4").bias = None
     x = batches(1)[0][0]
-    norms = [net[1].norm, net[3].norm]
+    norms = [net.get_submodule("1_norm"), net.get_submodule("3_norm")]
     with torch.no_grad():
         for norm in norms:
             norm.weight.add_(torch.rand(32, dtype=torch.float64))
@@ -376,7 +377,7 @@ def test_13_gain_and_offset_held_together():
     joint = NaP(gains="joint")
     joint.begin(learner(net, sgd(net, 0.1)))
     first, last = joint.held
-    assert first.tensors == ("1.norm.weight", "1.norm.bias")
+    assert first.tensors == ("1_norm.weight", "1_norm.bias")
     assert float(first.radius) == pytest.approx(32**0.5)
 
     factor = float(first.radius) / float(torch.cat([norms[0].weight, norms[0].bias]).norm())
@@ -396,8 +397,8 @@ def test_13_gain_and_offset_pulled():
     tensors = {name: p.unsqueeze(0) for name, p in parameters(net).items()}
     assert pull.penalty(watched, tensors).tolist() == [0.0]
     with torch.no_grad():
-        net[1].norm.weight[3] = 4.0
-        net[3].norm.bias[5] = -2.0
+        parameters(net)["1_norm.weight"][3] = 4.0
+        parameters(net)["3_norm.bias"][5] = -2.0
     tensors = {name: p.unsqueeze(0) for name, p in parameters(net).items()}
     assert pull.penalty(watched, tensors).tolist() == [0.25 * (9 + 4)]
 

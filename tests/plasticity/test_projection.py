@@ -18,7 +18,7 @@ from plasticity.projection import Projection
 from plasticity.schedules import Constant, Cosine, Linear, Replay, Scheduled, learning_rates
 from plasticity.stacked import stack
 from plasticity.structure import find_structure
-from tests.plasticity.networks import CASES, build, mlp
+from tests.plasticity.networks import CASES, build, mlp, residual
 
 
 def parameters(net):
@@ -75,17 +75,28 @@ def test_what_is_converted_passes_the_strict_plan_and_is_left_alone(case):
 
 def test_what_is_put_in():
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 2))
-    layer, rms, gains = convert(net), convert(net, "rms"), convert(net, gains=True)
-    assert isinstance(layer[1].norm, nn.GroupNorm)
-    assert (layer[1].norm.num_groups, layer[1].norm.eps, layer[1].norm.weight) == (1, 1e-5, None)
-    assert isinstance(layer[4].norm, nn.LayerNorm)
-    assert layer[0].bias is layer[3].bias is None
-    assert layer[5].bias is not None
-    assert isinstance(rms[1].norm, ImageRMSNorm)
-    assert isinstance(rms[4].norm, nn.RMSNorm)
-    assert (gains[1].norm.weight.shape, gains[4].norm.bias.shape) == ((4,), (8,))
-    assert isinstance(Normalise().build(net)[4].norm.weight, nn.Parameter)
-    assert find_structure(layer).hidden[0].normaliser == "1.norm"
+    layer, rms, gains = (dict(n.named_modules()) for n in (convert(net), convert(net, "rms"), convert(net, gains=True)))
+    assert list(layer)[1:] == ["0", "1_norm", "1", "2", "3", "4_norm", "4", "5"]
+    image, features = layer["1_norm"], layer["4_norm"]
+    assert isinstance(image, nn.GroupNorm)
+    assert (image.num_groups, image.eps, image.weight) == (1, 1e-5, None)
+    assert isinstance(features, nn.LayerNorm)
+    assert (features.eps, features.weight) == (1e-5, None)
+    assert layer["0"].bias is layer["3"].bias is None
+    assert layer["5"].bias is not None
+    assert isinstance(rms["1_norm"], ImageRMSNorm)
+    assert isinstance(rms["4_norm"], nn.RMSNorm)
+    assert (gains["1_norm"].weight.shape, gains["4_norm"].bias.shape) == ((4,), (8,))
+    assert Normalise().build(net).get_parameter("4_norm.weight").shape == (8,)
+    assert find_structure(convert(net)).hidden[0].normaliser == "1_norm"
+
+
+def test_an_attribute_becomes_a_pair():
+    block = convert(residual())
+    assert isinstance(convert(build("sum")[0]).norm, nn.LayerNorm)
+    assert [type(part) for part in convert(build("dueling")[0]).value] == [nn.Linear, nn.LayerNorm, nn.ReLU, nn.Linear]
+    assert isinstance(convert(build("concatenated")[0]).act, nn.Sequential)
+    assert find_structure(block).hidden[0].residual
 
 
 @pytest.mark.parametrize("gain", [False, True])
@@ -258,10 +269,10 @@ def test_changed_shapes_get_the_radius_of_a_fresh_network():
     nap = NaP()
     watched = started(net, nap)
     kept = nap.groups[0].radius.clone()
+    second, new = net.get_submodule("2"), wide.get_submodule("2")
     with torch.no_grad():
         net[0].weight.mul_(7)
-    net[2].weight = nn.Parameter(3 * wide[2].weight.detach())
-    net[4].weight = nn.Parameter(wide[4].weight.detach())
+    second.weight = nn.Parameter(3 * new.weight.detach())
     watched.fresh = lambda generator: convert(two_layers(4, 5))
     with pytest.raises(ValueError, match=r"'2\.weight' is \[9, 4\], but a fresh network has \[5, 4\]"):
         nap.reshaped(watched)
@@ -269,7 +280,7 @@ def test_changed_shapes_get_the_radius_of_a_fresh_network():
     nap.reshaped(watched)
     step(nap, watched)
     torch.testing.assert_close(net[0].weight.norm(), kept)
-    torch.testing.assert_close(net[2].weight.norm(), wide[2].weight.norm())
+    torch.testing.assert_close(second.weight.norm(), new.weight.norm())
 
 
 def two_layers(first, second):
@@ -380,5 +391,5 @@ def test_units_revive_under_a_held_norm():
     with torch.no_grad():
         net[0].weight[0] = -5.0
     F.cross_entropy(net(x), y).backward()
-    assert (net[1](net[0](x))[:, 0] == 0).all()
+    assert (net[2](net[1](net[0](x)))[:, 0] == 0).all()
     assert net[0].weight.grad[0].abs().max() > 1e-6
