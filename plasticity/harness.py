@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,7 @@ class Trial:
         self.interventions = list(interventions)
         self._after = sorted(self.interventions, key=lambda i: _STAGES.index(i.stage))
         self.stream = open_stream(problem, self.seeds, self.device, folder)
+        self._template = self._built()
         networks = [self._fresh(generator(self.device, seed, "initialisation")) for seed in self.seeds]
         self.network = stack(networks)
         self.parameter_count = sum(p.numel() for p in networks[0].parameters())
@@ -78,12 +80,15 @@ class Trial:
         self.task = self.stream.task(0)
         self._totals = torch.zeros(2, len(self.seeds), device=self.device)  # score and loss, summed over steps
 
-    def _fresh(self, source: torch.Generator) -> nn.Module:
+    def _built(self) -> nn.Module:
         problem = self.problem
         network = ARCHITECTURES[problem.architecture](self.stream.shape, problem.hidden, problem.outputs)
         for intervention in self.interventions:
             network = intervention.build(network)
-        return draw_(network.to(self.device), problem.initialisation, source)
+        return network.to(self.device)
+
+    def _fresh(self, source: torch.Generator) -> nn.Module:
+        return draw_(copy.deepcopy(self._template), self.problem.initialisation, source)
 
     def _optimizer(self) -> Any:
         parameters, problem = list(self.network.parameters()), self.problem
@@ -156,9 +161,11 @@ class Trial:
 
     def _with_penalties(self, trained: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> list[Tensor]:
         named = dict(self.network.named_parameters())
-        penalties = [i.penalty(self.learner, named) for i in self.interventions]
-        total = torch.stack([penalty.sum() for penalty in penalties if penalty is not None]).sum()
-        added = torch.autograd.grad(total, trained, allow_unused=True)
+        asked = [i.penalty(self.learner, named) for i in self.interventions]
+        penalties = [penalty.sum() for penalty in asked if penalty is not None]
+        if not penalties:
+            return list(gradients)
+        added = torch.autograd.grad(torch.stack(penalties).sum(), trained, allow_unused=True)
         return [gradient if more is None else gradient + more for gradient, more in zip(gradients, added, strict=True)]
 
     @torch.no_grad()

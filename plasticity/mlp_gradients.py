@@ -116,7 +116,7 @@ def mlp_gradients(network: nn.Module) -> MLPGradients | None:
     layers: list[_Layer] = []
     while children:
         _, linear = children.pop(0)
-        if not isinstance(linear, StackedLinear) or not linear.weight.requires_grad:
+        if type(linear) is not StackedLinear or not linear.weight.requires_grad:
             return None
         epsilon: float | None = None
         activation: str | None = None

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 class CReLU(nn.Module):
     """[relu(x), relu(-x)] (Shang et al. 2016, arXiv:1603.05201): [B, H, ...] -> [B, 2 H, ...].
 
-    dim: the axis of units, 2 in a stacked population.
+    dim: the axis of units.
     """
 
     nonlinearity, copies = "crelu", 2
@@ -32,13 +32,13 @@ class CReLU(nn.Module):
     @staticmethod
     def stacked(layers: Sequence[nn.Module]) -> nn.Module:
         """Of K layers, for [K, B, H, ...]."""
-        return CReLU(cast(CReLU, layers[0]).dim + 1)
+        return CReLU(_behind_members(cast(CReLU, layers[0]).dim))
 
 
 class Fourier(nn.Module):
     """[sin x, cos x] (Lewandowski et al. 2024, arXiv:2410.20634): [B, H, ...] -> [B, 2 H, ...].
 
-    dim: the axis of units, 2 in a stacked population.
+    dim: the axis of units.
     """
 
     nonlinearity, copies = "fourier", 2
@@ -53,7 +53,7 @@ class Fourier(nn.Module):
     @staticmethod
     def stacked(layers: Sequence[nn.Module]) -> nn.Module:
         """Of K layers, for [K, B, H, ...]."""
-        return Fourier(cast(Fourier, layers[0]).dim + 1)
+        return Fourier(_behind_members(cast(Fourier, layers[0]).dim))
 
 
 class SmoothLeakyReLU(nn.Module):
@@ -72,3 +72,8 @@ class SmoothLeakyReLU(nn.Module):
     def stacked(layers: Sequence[nn.Module]) -> nn.Module:
         """Of K layers: it acts on each number alone."""
         return copy.deepcopy(layers[0])
+
+
+def _behind_members(dim: int) -> int:
+    """The same axis when one for members has been put in front."""
+    return dim + 1 if dim >= 0 else dim
