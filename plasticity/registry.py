@@ -70,6 +70,9 @@ INTERVENTIONS: dict[str, Entry] = {
     "adam-rel": Entry(f"{_HERE}.resets:ResetOptimizer", {"only_steps": True}),
     "injection": Entry(f"{_HERE}.injection:Injection", takes=("head",)),
     "hare-tortoise": Entry(f"{_HERE}.hare_tortoise:HareTortoise"),
+    "nap": Entry("plasticity.nap:NaP", takes=("normaliser", "scale")),
+    "layernorm": Entry("plasticity.normalisation:Normalise", {"kind": "layer"}, takes=("normaliser",)),
+    "rmsnorm": Entry("plasticity.normalisation:Normalise", {"kind": "rms"}, takes=("normaliser",)),
     "crelu": Entry(f"{_HERE}.activations:WithCReLU", takes=("nonlinearity",)),
     "fourier": Entry(f"{_HERE}.activations:WithFourier", takes=("nonlinearity",)),
     "activation": Entry(f"{_HERE}.activations:WithActivation", takes=("nonlinearity",)),
@@ -88,9 +91,11 @@ def make(text: str) -> list[Intervention]:
     parts = [_parse(part) for part in _split(text, "+,")]
     names = [name for name, _ in parts]
     check_together(names)
+    # Normalisers are put in front of the nonlinearities that are there in the end.
+    parts.sort(key=lambda part: "normaliser" in INTERVENTIONS[part[0]].takes)
     made = [_construct(name, settings) for name, settings in parts if name != "none"]
     made.sort(key=lambda intervention: STAGES.index(intervention.stage))
-    if any(intervention.stage == "project" for intervention in made):
+    if any(intervention.stage == "project" and getattr(intervention, "project", True) for intervention in made):
         for intervention in made:  # decay of projected weights changes only the rate, or the moments (spec 1.2, item 8)
             if getattr(intervention, "hidden", True) is None:
                 intervention.hidden = False  # pyright: ignore[reportAttributeAccessIssue]
@@ -209,6 +214,8 @@ def _value(name: str, key: str, text: str, hint: Any) -> Any:
         if text.lower() in ("true", "false"):
             return text.lower() == "true"
         raise ValueError(f"{key} of {name} must be true or false, got {text}")
+    if hint not in (int, float, str):
+        raise ValueError(f"{key} of {name} cannot be written as text; give it in Python")
     try:
         return hint(text)
     except ValueError:

@@ -21,7 +21,7 @@ from torch import nn
 from plasticity.intervention import Intervention
 from plasticity.nonlinearities import CReLU, Fourier, SmoothLeakyReLU
 from plasticity.structure import Hidden, Structure, explicit_nonlinearities, find_structure
-from plasticity.tracing import NORMALISERS
+from plasticity.tracing import is_normaliser
 
 KINDS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU, "elu": nn.ELU, "selu": nn.SELU, "gelu": nn.GELU, "silu": nn.SiLU, "mish": nn.Mish,
@@ -118,7 +118,7 @@ class _Resizing:
         self.structure: Structure = find_structure(network)
         known = {layer.normaliser for layer in self.structure.hidden}
         for name, module in network.named_modules():
-            if isinstance(module, NORMALISERS) and name not in known:
+            if is_normaliser(module) and name not in known:
                 raise ValueError(f"normaliser '{name}' does not stand before a nonlinearity, so its width is not known")
         for layer in self.structure.hidden:
             if layer.residual:
@@ -190,6 +190,8 @@ def _resize(module: Any, outputs: int, inputs: int) -> None:
         if outputs % module.num_groups:
             raise ValueError(f"{outputs} units cannot be normalised in {module.num_groups} groups")
         module.num_channels = outputs
+    elif not isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        raise ValueError(f"the width of a {type(module).__name__} cannot be changed")
     else:
         module.num_features = outputs
         for name, buffer in list(module.named_buffers(recurse=False)):

@@ -31,6 +31,18 @@ def test_they_act_in_the_order_decay_reset_clip_project():
     assert [type(i).__name__ for i in made] == ["WeightDecay", "ShrinkPerturbStep", "ReDo", "WeightClip"]
 
 
+def test_projected_weights_do_not_decay_unless_one_says_so():
+    """Specification 1.2, item 8."""
+    assert make("l2")[0].hidden is None
+    assert [i.hidden for i in make("nap+l2+weight-decay+adamw")[:3]] == [False] * 3
+    assert make("nap+l2(hidden=true)")[0].hidden is True
+    assert make("nap(project=false)+l2")[0].hidden is None
+
+
+def test_normalisers_are_put_in_last():
+    assert [type(i).__name__ for i in make("ln+crelu")] == ["WithCReLU", "Normalise"]
+
+
 def test_arms_are_separated_by_commas():
     assert arms("none, l2-init,redo(threshold=0.1,every=5)+l2") == ["none", "l2-init", "redo(threshold=0.1,every=5)+l2"]
     with pytest.raises(ValueError, match="'rodo'"):
@@ -59,6 +71,8 @@ def test_arms_are_separated_by_commas():
         ("injection+redo", REASONS["head"]),
         ("crelu+leaky-relu", REASONS["nonlinearity"]),
         ("l2+l2", "same one twice"),
+        ("nap+ln", REASONS["normaliser"]),
+        ("nap(schedule=linear)", "schedule of nap cannot be written as text"),
         ("none+l2", "none means no"),
     ],
 )
