@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from plasticity.adam import Adam
+from plasticity.diagnostics import Diagnostics
 from plasticity.intervention import Batch, Intervention, Learner
-from plasticity.losses import member_losses, member_scores
+from plasticity.losses import majority_share, member_losses, member_scores, sample_losses
 from plasticity.mlp_gradients import MLPGradients, Passed, mlp_gradients
 from plasticity.networks import ARCHITECTURES, draw_
 from plasticity.optimisers.proposing import scaled_step
@@ -28,6 +29,7 @@ from plasticity.streams import generator, open_stream
 from plasticity.structure import Structure, activations, find_structure
 
 _GATHERED = 512  # samples of each member that are gathered from the images at a time
+_PROBED = 512  # samples on which the costly diagnostics are measured
 _STAGES = ("decay", "reset", "clip", "project")  # the order after a step, specs/nap-and-plasticity.md section 3.4
 
 
@@ -44,7 +46,9 @@ class Trial:
     """One composition of interventions on one problem, one member a seed.
 
     interventions: objects of this trial alone; none for the plain learner. folder: where data sets lie. compiled: the
-    loss goes through `torch.compile`, which pays in long runs. Raises ValueError for what does not fit together.
+    network goes through `torch.compile`, which pays in long runs. diagnostics: what else is measured, on its own
+    schedule, and at the end of each `costly_every`-th task and the last, on samples of that task. Raises ValueError for
+    what does not fit together.
     """
 
     def __init__(
@@ -55,6 +59,8 @@ class Trial:
         device: torch.device | str = "cpu",
         folder: Path | None = None,
         compiled: bool = False,
+        diagnostics: Diagnostics | None = None,
+        costly_every: int = 1,
     ):
         self.problem, self.seeds, self.device = problem, tuple(seeds), torch.device(device)
         self.interventions = list(interventions)
@@ -76,6 +82,11 @@ class Trial:
         self._penalises = any(i.penalises for i in self.interventions)
         by_hand = None if compiled else mlp_gradients(self.network)
         self._differentiation = by_hand or Autograd(self.network, self.learner.structure, self._watches, compiled)
+        self.diagnostics = diagnostics
+        self.measurements: list[tuple[int, Mapping[str, Tensor]]] = []  # of single steps, until someone takes them
+        self._costly_every = costly_every
+        if diagnostics is not None:
+            diagnostics.begin(self.learner)
         self.index = self.step = 0
         self.task = self.stream.task(0)
         self._totals = torch.zeros(2, len(self.seeds), device=self.device)  # score and loss, summed over steps
@@ -128,14 +139,31 @@ class Trial:
             differentiation = self._differentiation = Autograd(self.network, learner.structure, self._watches)
         passed = differentiation.forward(inputs)
         batch = Batch(inputs, targets, passed.activations)
+        diagnostics = self.diagnostics if self._is_measured else None
+        gradients: Sequence[Tensor] = ()
+        if diagnostics is not None:
+            gradients = [g.clone() for g in differentiation.gradients(passed, targets)]
+            loss_before = sample_losses(passed.outputs.detach(), targets).mean(1)
+            diagnostics.before_step(learner)
         if isinstance(differentiation, MLPGradients) and self._descends_plainly:
             differentiation.descend(passed, targets, learner.optimizer.param_groups[0]["lr"])
         else:
-            self._step(differentiation.gradients(passed, targets), batch)
+            self._step(gradients or differentiation.gradients(passed, targets), batch)
         learner.steps += 1
         for intervention in self._after:
             intervention.after_step(learner, batch)
+        if diagnostics is not None:
+            found = diagnostics.cheap(learner, batch, gradients, sample_losses, loss_before)
+            self.measurements.append((learner.steps, found))
         return passed.outputs.detach()
+
+    @property
+    def _is_measured(self) -> bool:
+        return self.diagnostics is not None and self.diagnostics.due(self.learner.steps + 1)
+
+    @property
+    def _costly_is_due(self) -> bool:
+        return (self.index + 1) % self._costly_every == 0 or self.index + 1 == self.problem.tasks
 
     @property
     def _descends_plainly(self) -> bool:
@@ -175,9 +203,15 @@ class Trial:
         self.network.eval()
         inputs, targets = self.task.examples()
         metrics["final_" + self.problem.online_metric.removeprefix("online_")] = self.score(inputs, targets)
+        if self.problem.loss == "cross_entropy":
+            metrics["chance_accuracy"] = majority_share(targets, self.problem.outputs)
         if self.problem.held_out:
             metrics["test_accuracy"] = self.score(*self.task.test())
         self.network.train()
+        if self.diagnostics is not None and self._costly_is_due:
+            sample = inputs[:, :_PROBED], targets[:, :_PROBED]
+            with torch.enable_grad():
+                metrics |= self.diagnostics.costly(self.learner, *sample, sample_losses)
         result = TaskResult(self.index, self.learner.steps, metrics)
         self.index, self.step = self.index + 1, 0
         self._totals.zero_()
@@ -208,6 +242,7 @@ class Trial:
             "index": self.index,
             "step": self.step,
             "totals": self._totals.clone(),
+            "diagnostics": {} if self.diagnostics is None else self.diagnostics.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -222,6 +257,8 @@ class Trial:
             source.set_state(saved)
         self.learner.steps, self.index, self.step = state["steps"], state["index"], state["step"]
         self._totals.copy_(state["totals"])
+        if self.diagnostics is not None and state["diagnostics"]:
+            self.diagnostics.load_state_dict(state["diagnostics"])
         if not self.done:
             self.task = self.stream.task(self.index)
 

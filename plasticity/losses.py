@@ -7,16 +7,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def member_losses(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean loss of each member: [K].
+def sample_losses(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Loss of each sample: [K, B].
 
     Cross-entropy for targets [K, B] int64, squared error for targets [K, B, out] of real numbers; outputs [K, B, out].
     """
     if targets.is_floating_point():
-        return (outputs - targets).square().flatten(1).mean(1)
-    members, batch = targets.shape
+        return (outputs - targets).square().mean(2)
     losses = F.cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="none")
-    return losses.view(members, batch).mean(1)
+    return losses.view(targets.shape)
+
+
+def member_losses(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean over samples of `sample_losses`: [K]."""
+    return sample_losses(outputs, targets).mean(1)
 
 
 def member_scores(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -28,6 +32,12 @@ def member_scores(outputs: Tensor, targets: Tensor) -> Tensor:
         return (outputs - targets).square().flatten(1).mean(1)
     counted = targets >= 0
     return ((outputs.argmax(2) == targets) & counted).sum(1) / counted.sum(1)
+
+
+def majority_share(targets: Tensor, classes: int) -> Tensor:
+    """The accuracy of always saying the commonest label: [K] of targets [K, B]."""
+    counts = targets.new_zeros(len(targets), classes).scatter_add_(1, targets, torch.ones_like(targets))
+    return counts.amax(1) / targets.shape[1]
 
 
 def output_gradient(outputs: Tensor, targets: Tensor) -> Tensor:

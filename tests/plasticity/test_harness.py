@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from plasticity.changes import ClassPairs, Redrawn, Shuffled
+from plasticity.diagnostics import Diagnostics
 from plasticity.harness import Autograd, Trial
 from plasticity.intervention import Intervention
-from plasticity.losses import member_losses, member_scores, output_gradient
+from plasticity.losses import majority_share, member_losses, member_scores, output_gradient
 from plasticity.mlp_gradients import MLPGradients, mlp_gradients
 from plasticity.problems import PROBLEMS, Problem
 from plasticity.stacked import stack
@@ -191,3 +192,28 @@ def test_plain_adam_loses_plasticity_on_random_labels():
     accuracy = torch.stack([result["online_accuracy"] for result in run(Trial(problem, [], [0, 1]))])
     assert (accuracy[:3].mean(0) > 0.65).all()
     assert (accuracy[-3:].mean(0) < 0.3).all()
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_diagnostics_change_nothing(optimizer):
+    """Check 23: the same trajectory, bit for bit, and the same generators with diagnostics on or off."""
+    problem = dataclasses.replace(TOY, optimizer=optimizer)
+    plain = Trial(problem, [L2()] if optimizer == "adam" else [], [0, 1])
+    measured = Trial(
+        problem, [L2()] if optimizer == "adam" else [], [0, 1], diagnostics=Diagnostics(every=3), costly_every=2
+    )
+    run(plain)
+    results = run(measured)
+    for own, other in zip(plain.network.parameters(), measured.network.parameters(), strict=True):
+        assert torch.equal(own, other)
+    for own, other in zip(plain.learner.generators, measured.learner.generators, strict=True):
+        assert torch.equal(own.get_state(), other.get_state())
+    assert [steps for steps, _ in measured.measurements] == [3, 6, 9, 12, 15, 18, 21, 24, 27, 30]
+    assert ["plasticity/dormant_fraction" in result for result in results] == [False, True, True]
+    for _, found in measured.measurements:
+        assert all(value.shape == (2,) for value in found.values())
+        assert (found["plasticity/update_ratio"] > 0).all()
+
+
+def test_chance_is_the_commonest_label():
+    assert majority_share(torch.tensor([[0, 1, 1, 1], [2, 0, 2, 1]]), 5).tolist() == [0.75, 0.5]
