@@ -33,9 +33,10 @@ A continual- and reinforcement-learning laboratory.
   watch RUN              a video of one episode, without a display
   report RUN [RUN ...]   learning curves with intervals as one HTML page and a PNG
   compare A B [...]      which run is better, by how much, how sure
+  plasticity             what interventions do to the ability to learn, side by side
   sweep FILE             train every combination that a file lists
   bench                  the runner's speed against other libraries and the bare simulator
-  list                   agents, environments, presets
+  list                   agents, environments, presets, problems, interventions
   doctor                 check this installation
 
 Example: neoteny train sac --env gym/Pendulum-v1 --preset small --steps 10000
@@ -51,9 +52,10 @@ def train(arguments: Sequence[str]) -> int:
 
 def resume(arguments: Sequence[str]) -> int:
     options = parse(ResumeOptions, arguments, "neoteny resume", "neoteny resume results/td3-dmc-cartpole-swingup")
+    from runs.plasticity import arm_folders, resume_plasticity
     from runs.resume import resume_run
 
-    return resume_run(options)
+    return resume_plasticity(options) if arm_folders(options.run) else resume_run(options)
 
 
 def evaluate(arguments: Sequence[str]) -> int:
@@ -83,6 +85,7 @@ def watch(arguments: Sequence[str]) -> int:
 
 def report(arguments: Sequence[str]) -> int:
     options = parse(ReportOptions, arguments, "neoteny report", "neoteny report results/td3-dmc-cartpole-swingup")
+    from runs.plasticity import arm_folders
     from runs.report import write_report
 
     if not options.runs:
@@ -90,7 +93,9 @@ def report(arguments: Sequence[str]) -> int:
     for run in options.runs:
         require_run(run)
     for path in write_report(
-        options.runs, options.out or options.runs[0], [name.strip() for name in options.format.split(",")]
+        [folder for run in options.runs for folder in arm_folders(run) or [run]],
+        options.out or options.runs[0],
+        [name.strip() for name in options.format.split(",")],
     ):
         print(path)
     return 0
@@ -114,11 +119,15 @@ def compare(arguments: Sequence[str]) -> int:
 def list_(arguments: Sequence[str]) -> int:
     options = parse(ListOptions, arguments, "neoteny list", "neoteny list envs")
     import envs
+    from plasticity import registry
+    from plasticity.problems import PROBLEMS
     from runs.catalogue import AGENTS, PRESETS
 
     listings: dict[str, Callable[[], list[str]]] = {
         "agents": lambda: list(AGENTS),
         "presets": lambda: [f"{agent} {preset}" for agent, presets in PRESETS.items() for preset in presets],
+        "problems": lambda: list(PROBLEMS),
+        "interventions": registry.names,
         "envs": envs.known_ids,
     }
     if options.what not in (*listings, "all"):
@@ -147,6 +156,13 @@ def sweep(arguments: Sequence[str]) -> int:
     return sweep_command(arguments)
 
 
+def plasticity(arguments: Sequence[str]) -> int:
+    """Runs `neoteny plasticity`."""
+    from runs.plasticity import plasticity_command
+
+    return plasticity_command(arguments)
+
+
 def bench(arguments: Sequence[str]) -> int:
     """Runs `neoteny bench`."""
     from runs.bench import bench_command
@@ -161,6 +177,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "watch": watch,
     "report": report,
     "compare": compare,
+    "plasticity": plasticity,
     "sweep": sweep,
     "bench": bench,
     "list": list_,

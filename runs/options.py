@@ -213,11 +213,71 @@ class SweepOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlasticityOptions:
+    """What interventions do to a network's ability to learn task after task; all seeds of each in one process."""
+
+    problem: str
+    """stream of tasks, see `neoteny list problems`"""
+    with_: Annotated[str, tyro.conf.arg(name="with")] = "none,l2-init,redo,cbp,nap"
+    """interventions side by side; nap+redo: both at once, redo(every=100): a setting"""
+    preset: str | None = None
+    """small: the published problem cut down to minutes"""
+    seeds: int = 10
+    """how many independent repetitions"""
+    seed: int = 0
+    """the first seed; the others follow it"""
+    steps: int | None = None
+    """steps of each seed in all; default: those of the problem"""
+    tasks: int | None = None
+    """how many tasks, instead of --steps"""
+    steps_per_task: int | None = None
+    """steps of each task; default: the problem's"""
+    batch_size: int | None = None
+    """samples of a step; default: the problem's"""
+    learning_rate: float | None = None
+    """default: the problem's"""
+    optimizer: str | None = None
+    """sgd or adam; default: the problem's"""
+    hidden: tuple[int, ...] = ()
+    """sizes of the hidden layers; default: the problem's"""
+    fresh: bool = True
+    """also a network that is drawn anew for each task: what could be learnt"""
+    stationary: bool = True
+    """also each intervention where nothing changes"""
+    diagnostics_every: int | None = None
+    """steps between cheap measurements; default: 20 in a run"""
+    curvature: bool = False
+    """also measure Hessian and tangent kernel 20 times in a run"""
+    checkpoint_every: float = 60.0
+    """seconds between checkpoints of each intervention"""
+    data: Path | None = None
+    """folder of data sets; default: $NEOTENY_DATA"""
+    device: str = "auto"
+    """auto, cpu or cuda"""
+    threads: int = 1
+    """threads of each process"""
+    jobs: int = 0
+    """interventions at a time, a process each; 0: as many as there are cores"""
+    compile: bool = False
+    """torch.compile the network (minutes at the start, pays in long runs)"""
+    tensorboard: bool = False
+    """also write TensorBoard event files"""
+    out: Path = Path("results")
+    """folder of all runs"""
+    name: str | None = None
+    """folder of this run in --out; default: the problem, numbered"""
+    quiet: bool = False
+    """no progress"""
+    json: bool = False
+    """print the closing summary as one JSON object on stdout"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ListOptions:
-    """What there is to name on the command line: agents, envs, presets."""
+    """What there is to name on the command line: agents, presets, problems, interventions, envs."""
 
     what: Annotated[str, tyro.conf.Positional] = "all"
-    """agents, envs, presets or all"""
+    """agents, presets, problems, interventions, envs or all"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,11 +370,16 @@ def help_page(classes: Sequence[type], defaults: Sequence[Any], prog: str, examp
     for cls, values in zip(classes, defaults, strict=True):
         meanings = _field_docstrings(cls)
         for field in dataclasses.fields(cls):
-            flag = field.name.upper() if _is_positional(cls, field.name) else f"--{field.name.replace('_', '-')}"
+            flag = field.name.upper() if _is_positional(cls, field.name) else _flag(field.name)
             default = _default(field) if values is None else vars(values)[field.name]
             lines.append(f"  {flag:<20} {_shown(default):<10} {meanings.get(field.name, '')}".rstrip())
         lines.append("")
     return "\n".join([*lines, f"Example: {example}", ""])
+
+
+def _flag(name: str) -> str:
+    """--with for the field `with_`, whose own name Python keeps for itself."""
+    return f"--{name.rstrip('_').replace('_', '-')}"
 
 
 def _is_positional(cls: type, name: str) -> bool:
@@ -358,7 +423,7 @@ def _check_flags(classes: Sequence[type], arguments: Sequence[str], prog: str) -
     types: dict[str, Any] = {}
     for cls in classes:
         hints = get_type_hints(cls)
-        types |= {f"--{field.name.replace('_', '-')}": hints[field.name] for field in dataclasses.fields(cls)}
+        types |= {_flag(field.name): hints[field.name] for field in dataclasses.fields(cls)}
     positional = any(_is_positional(cls, field.name) for cls in classes for field in dataclasses.fields(cls))
     if arguments and not arguments[0].startswith("-") and not positional:
         raise UsageError(f"`{prog}` does not know what to do with '{arguments[0]}'")

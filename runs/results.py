@@ -55,12 +55,14 @@ class Run:
     @property
     def learner(self) -> str:
         """What learnt: the agent or strategy; empty where the settings do not say."""
-        return str(self.config.get("agent") or self.config.get("strategy") or "")
+        return str(self.config.get("agent") or self.config.get("strategy") or self.config.get("intervention") or "")
 
     @property
     def place(self) -> str:
         """On what it learnt: environments, benchmark, problem or data set; empty where the settings do not say."""
-        found = next((self.config[key] for key in ("env", "benchmark", "problem", "data") if self.config.get(key)), "")
+        found = next(
+            (self.config[key] for key in ("place", "env", "benchmark", "problem", "data") if self.config.get(key)), ""
+        )
         return " → ".join(map(str, found)) if isinstance(found, list) else str(found)
 
     @property

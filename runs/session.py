@@ -184,7 +184,7 @@ def run_session(
     session = Session(config, folder, quiet, before or from_scratch(config))
     failure: SeedFailed | None = SeedFailed("interrupted", "outside")
     try:
-        with session.display, _stop_on_signals() as stopping:
+        with session.display, stop_on_signals() as stopping:
             if len(config.seeds) == 1:
                 _train_here(session, stopping)
             else:
@@ -218,7 +218,7 @@ def _sentence(error: BaseException) -> str:
 
 
 @contextmanager
-def _stop_on_signals() -> Iterator[threading.Event]:
+def stop_on_signals() -> Iterator[threading.Event]:
     """An event that the first SIGINT or SIGTERM sets; the second raises KeyboardInterrupt."""
     stopping = threading.Event()
 
@@ -286,7 +286,7 @@ def _train_in_child(
     # Ctrl-C reaches the whole process group; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    _end_with_parent()
+    end_with_parent()
     parent = _Pipe(pipe)
     try:
         training = SeedTraining(config, seed, folder, parent, resumed_from)
@@ -301,7 +301,7 @@ def _train_in_child(
         pipe.close()
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """From now on this process ends when its parent does, also after a kill -9."""
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import math
-import os
-import platform
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +14,13 @@ import torch
 
 import envs
 from envs import Runner
-from envs.cores import available_cores
 from envs.graphics import OpenGLMissing
 from runs import compute
 from runs.catalogue import AGENTS, default_preset, find_agent, preset_config
 from runs.checkpoint import list_checkpoints
-from runs.config import CONFIG, RunConfig
+from runs.config import RunConfig
 from runs.errors import UsageError
-from runs.files import sync
+from runs.folders import describe_machine, new_run_folder
 from runs.lock import RunLock
 from runs.options import TrainOptions, environment_settings, given_value, help_page, parse_with_agent
 from runs.randomness import spawn_generators
@@ -153,45 +147,15 @@ def _try_to_build(config: RunConfig, runner: Runner) -> None:
 
 def make_run_folder(config: RunConfig, options: TrainOptions) -> Path:
     """Make OUT/NAME and write `config.json` into it. Raises UsageError if it exists or cannot be made."""
-    if options.name is not None:
-        if Path(options.name).name != options.name or options.name in ("", ".", ".."):
-            raise UsageError(f"--name must be a plain folder name, got '{options.name}'")
-        folder = options.out / options.name
-        if folder.exists():
-            resumable = (folder / CONFIG).exists()
-            way = f"continue it with `neoteny resume {folder}`, or " if resumable else ""
-            raise UsageError(f"the run '{folder}' exists already; {way}choose another --name or remove it")
-    else:
-        stem = f"{config.agent}-{config.env.replace('/', '-')}"
-        names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
-        folder = next(path for name in names if not (path := options.out / name).exists())
-    made = [path for path in (folder, *folder.parents) if not path.exists()]  # innermost first
-    try:
-        folder.mkdir(parents=True)
-        config.save(folder)
-        for path in made:
-            sync(path.parent)
-    except OSError as error:
-        if folder in made and folder.is_dir():
-            (folder / CONFIG).unlink(missing_ok=True)
-        for path in made:
-            if path.is_dir():
-                path.rmdir()
-        raise UsageError(f"cannot write to '{folder}': {error.strerror}") from error
-    return folder
+    return new_run_folder(options.out, options.name, f"{config.agent}-{config.env.replace('/', '-')}", config.save)
 
 
 def describe_environment(runner: Runner) -> dict[str, Any]:
     """Where a result was made: commit, machine, versions, and what the runner says of itself. Plain values."""
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    try:
-        versions["neoteny"] = version("neoteny")
-    except PackageNotFoundError:  # imported from a checkout that is not installed
-        versions["neoteny"] = "not installed"
+    here = describe_machine()
     return {
-        "commit": _commit(),
-        "machine": f"{_processor()}, {available_cores()} cores",
-        "versions": versions | runner.spec.versions,
+        **here,
+        "versions": here["versions"] | runner.spec.versions,
         "runner": _plain(dataclasses.asdict(runner.spec)),
     }
 
@@ -236,19 +200,3 @@ def _help_without_agent(arguments: Sequence[str]) -> int:
         print(f"Agents: {', '.join(AGENTS)}; `neoteny train AGENT --help` shows the hyper-parameters of one.")
         return 0
     raise UsageError(f"train needs an agent ({', '.join(AGENTS)}), for example: {EXAMPLE}")
-
-
-def _commit() -> str | None:
-    """Of the checkout this code runs from, None outside of one."""
-    here = Path(__file__).parent
-    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or None
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or os.uname().machine

@@ -1,0 +1,222 @@
+"""One intervention on one problem, all seeds as one population: a run folder of its own.
+
+`OUT/NAME/ARM/` is a run like any other (table, status, checkpoints), so it can be reported and compared like one. Its
+checkpoints hold the whole population under the first seed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plasticity import registry
+from plasticity.diagnostics import Diagnostics
+from plasticity.harness import TaskResult, Trial
+from plasticity.problems import PROBLEMS, SMALL, Problem
+from runs import checkpoint, compute
+from runs.checkpoint import Damaged, SeedPart
+from runs.checkpoint_writer import CheckpointWriter
+from runs.config import CONFIG
+from runs.errors import nearest
+from runs.files import read_json, write_json
+from runs.record import Record, Row, State, write_status
+
+COMMAND = "plasticity-arm"
+STATIONARY = "stationary"  # ends the name of an arm whose tasks do not change
+_SLICE = 200  # steps between two looks at whether to stop
+MEASURED = 20  # times in a run, unless told otherwise
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmConfig:
+    """All that defines an arm: its `config.json`. overrides: fields of the problem that differ from its preset."""
+
+    problem: str
+    intervention: str
+    stationary: bool
+    preset: str | None
+    overrides: dict[str, Any]
+    seeds: tuple[int, ...]
+    device: str
+    threads: int
+    compiled: bool
+    diagnostics_every: int | None
+    curvature: bool
+    checkpoint_every: float
+    data: str | None
+    tensorboard: bool
+    environment: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"{self.intervention}-{STATIONARY}" if self.stationary else self.intervention
+
+    def resolved(self) -> Problem:
+        """The problem with all its settings. Raises ValueError for an unknown name or a bad value."""
+        problem = resolve_problem(self.problem, self.preset, self.overrides)
+        return problem.stationary() if self.stationary else problem
+
+    def save(self, folder: Path) -> None:
+        """Write `config.json`; "place" and "settings" are for readers and follow from the rest."""
+        place = f"{self.problem}, {STATIONARY}" if self.stationary else self.problem
+        settings = dataclasses.asdict(self.resolved())
+        write_json(
+            folder / CONFIG, {"command": COMMAND, **dataclasses.asdict(self), "place": place, "settings": settings}
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> ArmConfig:
+        """Read it back. Raises ValueError naming what is wrong with the file."""
+        values = read_json(folder / CONFIG)
+        known = {field.name for field in dataclasses.fields(cls)}
+        values = {name: value for name, value in values.items() if name in known}
+        missing = known - values.keys()
+        if missing:
+            raise ValueError(f"{folder / CONFIG} lacks {', '.join(sorted(missing))}")
+        return cls(**{**values, "seeds": tuple(values["seeds"])})
+
+
+def resolve_problem(name: str, preset: str | None, overrides: Mapping[str, Any]) -> Problem:
+    """A problem by name with what a preset and the user change. Raises ValueError, one sentence."""
+    if name not in PROBLEMS:
+        raise ValueError(f"unknown problem '{name}'.{nearest(name, PROBLEMS)}")
+    if preset not in (None, "small"):
+        raise ValueError(f"'{name}' has no preset '{preset}'.{nearest(preset or '', ['small'])}")
+    changed = {**(SMALL[name] if preset else {}), **overrides}
+    if "hidden" in changed:
+        changed["hidden"] = tuple(changed["hidden"])
+    return dataclasses.replace(PROBLEMS[name], **changed)
+
+
+def build(config: ArmConfig) -> Trial:
+    """The trial of an arm, at its first step. Raises ValueError for what does not fit together."""
+    problem = config.resolved()
+    total = problem.tasks * problem.steps
+    return Trial(
+        problem,
+        registry.make(config.intervention),
+        config.seeds,
+        torch.device(config.device),
+        None if config.data is None else Path(config.data),
+        config.compiled,
+        Diagnostics(config.diagnostics_every or max(1, total // MEASURED), curvature=config.curvature),
+        max(1, problem.tasks // MEASURED),
+    )
+
+
+def train_arm(config: ArmConfig, folder: Path, tell: Callable[[int], None], stop_wanted: Callable[[], bool]) -> State:
+    """Train an arm from its newest checkpoint, or from the start, to its end, or until it should stop.
+
+    tell: called with the steps taken. Raises OSError for a full disk, Damaged if no checkpoint is whole.
+    """
+    compute.set_up(torch.device(config.device), config.threads)
+    trial = build(config)
+    with contextlib.closing(_Session(config, folder, trial)) as session:
+        while not trial.done and not stop_wanted():
+            session.take(trial.advance(_SLICE))
+            tell(trial.learner.steps)
+        return session.finish()
+
+
+class _Session:
+    """The record of one arm while it trains."""
+
+    def __init__(self, config: ArmConfig, folder: Path, trial: Trial):
+        self.config, self.folder, self.trial = config, folder, trial
+        self.started, self.saved_at = time.monotonic(), time.monotonic()
+        before = _restore(config, folder, trial)
+        self.seconds_before = before.get("wall_seconds", 0.0)
+        self.rows_written = 0
+        self.record = Record(folder, config.seeds, config.tensorboard, before.get("table_bytes", 0))
+        self.writer = CheckpointWriter(folder, config.seeds[0], self._complete)
+        self._write_status("running")
+
+    @property
+    def wall_seconds(self) -> float:
+        return self.seconds_before + time.monotonic() - self.started
+
+    def take(self, result: TaskResult | None) -> None:
+        """Record what was measured since the last call, and save now and then."""
+        for steps, found in self.trial.measurements:
+            self._write(steps, found)
+        self.trial.measurements.clear()
+        if result is not None:
+            named = {name if "/" in name else f"plasticity/{name}": v for name, v in result.metrics.items()}
+            self._write(result.steps, named)
+        if self.trial.done:
+            self._write_costs()
+        if self.trial.done or time.monotonic() - self.saved_at > self.config.checkpoint_every:
+            self.save()
+
+    def _write(self, steps: int, metrics: Mapping[str, Tensor]) -> None:
+        columns = {name: values.tolist() for name, values in metrics.items()}
+        rows = [
+            Row(steps, name, value, seed)
+            for name, values in columns.items()
+            for seed, value in zip(self.config.seeds, values, strict=True)
+        ]
+        self.record.write(rows)
+        self.rows_written += len(rows)
+
+    def _write_costs(self) -> None:
+        steps = self.trial.learner.steps
+        seconds = self.wall_seconds / steps / len(self.config.seeds)
+        costs = {"speed/seconds_per_step": seconds, "plasticity/parameters": self.trial.parameter_count}
+        self.record.write([Row(steps, name, value, s) for name, value in costs.items() for s in self.config.seeds])
+
+    def save(self) -> None:
+        """A checkpoint of the whole population. It is complete when this returns."""
+        trial = self.trial
+        self.writer.save(f"step_{trial.learner.steps}", trial.learner.steps, 0, trial.done, trial.state_dict())
+        self.writer.wait()
+        self.saved_at = time.monotonic()
+        self._write_status("running")
+
+    def _complete(self, label: str, part: SeedPart) -> None:
+        self.record.sync()
+        extra = {"table_bytes": self.record.length, "wall_seconds": self.wall_seconds, "differences": []}
+        checkpoint.complete(self.folder, label, {self.config.seeds[0]: part}, extra)
+
+    def finish(self) -> State:
+        """Save if anything happened since the last checkpoint, and write the closing status."""
+        state: State = "done" if self.trial.done else "stopped"
+        newest = checkpoint.list_checkpoints(self.folder)[-1:]
+        if not newest or newest[0].name != f"step_{self.trial.learner.steps}":
+            self.save()
+        self._write_status(state)
+        return state
+
+    def close(self) -> None:
+        self.writer.close()
+        self.record.close()
+
+    def _write_status(self, state: State) -> None:
+        problem = self.trial.problem
+        steps, of = self.trial.learner.steps, problem.tasks * problem.steps
+        write_status(self.folder, state, steps, of, None, wall_seconds=self.wall_seconds)
+
+
+def _restore(config: ArmConfig, folder: Path, trial: Trial) -> dict[str, Any]:
+    """Put a trial where its newest whole checkpoint left it; what else the manifest knows. Empty without one."""
+    checkpoint.settle(folder)
+    candidates, failure = checkpoint.list_checkpoints(folder)[::-1], None
+    for candidate in candidates:
+        try:
+            manifest = checkpoint.verify(candidate)
+            trial.load_state_dict(checkpoint.read_seed(candidate, config.seeds[0]))
+        except Damaged as error:
+            failure = failure or error
+            checkpoint.set_aside(candidate)
+            continue
+        return manifest
+    if failure is not None:
+        raise failure
+    return {}
