@@ -17,9 +17,10 @@ class EnvironmentNotFound(ValueError):
 
 def known_ids() -> list[str]:
     """Every environment id that `make` accepts on this machine, sorted; of Gymnasium's only the newest versions."""
-    from envs import atari, gymnasium_vector, mujoco_batch
+    from envs import atari, gymnasium_vector, mujoco_batch, schedules
 
-    return sorted({*mujoco_batch.known_ids(), *atari.known_ids(), *gymnasium_vector.known_ids()})
+    backends = (mujoco_batch, atari, gymnasium_vector, schedules)
+    return sorted({env_id for backend in backends for env_id in backend.known_ids()})
 
 
 def check_id(env_id: str) -> None:
@@ -29,9 +30,9 @@ def check_id(env_id: str) -> None:
 
 def _backend(env_id: str) -> ModuleType:
     """The first backend that runs this id: a native one before Gymnasium's own."""
-    from envs import atari, gymnasium_vector, mujoco_batch
+    from envs import atari, gymnasium_vector, mujoco_batch, schedules
 
-    for backend in (mujoco_batch, atari):
+    for backend in (mujoco_batch, atari, schedules):
         if env_id in backend.known_ids():
             return backend
     if gymnasium_vector.accepts(env_id):
@@ -61,8 +62,9 @@ def make(
 ) -> Runner:
     """Build N environments of one id.
 
-    env_id: `mujoco/HalfCheetah-v5`, `dmc/walker-walk`, `atari/Pong`, `gym/CartPole-v1`. Older versions that Gymnasium
-    still registers are accepted too, and `gym/module:ID` for an environment that importing `module` registers.
+    env_id: `mujoco/HalfCheetah-v5`, `dmc/walker-walk`, `atari/Pong`, `gym/CartPole-v1`, or `sequence/slippery-ant`, a
+    schedule of `envs.schedules`. Older versions that Gymnasium still registers are accepted too, and `gym/module:ID`
+    for an environment that importing `module` registers.
     seed: row i draws from a generator derived from (seed, i) only; see `runner.row_seeds`.
     threads: simulator threads, 0 = the cores this process may use.
     task_args: settings of the task, for example `row_seeds=[...]` (explicit seeds, one a row), `sticky_actions=0.0`,

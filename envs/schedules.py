@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 
-from envs.sequence import Segment
+from envs.runner import Runner
+from envs.sequence import Segment, make_sequence
 
 
 @dataclass(frozen=True)
@@ -73,3 +76,26 @@ SCHEDULES: dict[str, Callable[[int], Schedule]] = {
     "cont-dmc-quadruped": _dmc("quadruped", "walk", "run"),
     "shuffled-cartpole": shuffled_cartpole,
 }
+
+_PREFIX = "sequence/"
+
+
+def known_ids() -> list[str]:
+    """`sequence/NAME` for every schedule."""
+    return [f"{_PREFIX}{name}" for name in SCHEDULES]
+
+
+def make(env_id: str, num_envs: int, seed: int, device: torch.device, threads: int, **settings: Any) -> Runner:
+    """The runner of a schedule. See `envs.make`, whose `seed` draws episodes, never tasks.
+
+    settings: `switch_every`, steps over all rows instead of the published number; `schedule_seed` (0) for what a
+    schedule itself draws, such as frictions. Raises ValueError for any other.
+    """
+    unknown = sorted(settings.keys() - {"switch_every", "schedule_seed"})
+    if unknown:
+        raise ValueError(f"{env_id} has no setting '{unknown[0]}'; it has switch_every, schedule_seed")
+    schedule = SCHEDULES[env_id.removeprefix(_PREFIX)](settings.get("schedule_seed", 0))
+    switch_every = settings.get("switch_every", schedule.switch_every)
+    if not isinstance(switch_every, int):
+        raise ValueError(f"switch_every of {env_id} must be a whole number of steps, got {switch_every}")
+    return make_sequence(schedule.segments, num_envs, seed, device, threads, switch_every=switch_every)

@@ -214,3 +214,20 @@ def test_slippery_ant_draws_its_frictions_from_the_seed():
     assert frictions[0] != frictions[1]
     assert len(frictions[0]) == 10
     assert 0.02 <= np.min(frictions) < np.max(frictions) <= 2.0
+
+
+def test_a_published_schedule_has_an_id_of_its_own():
+    runner = envs.make("sequence/shuffled-cartpole", 2, seed=3, switch_every=6)
+    runner.reset()
+    action = torch.zeros(2, dtype=torch.int64)
+    for _ in range(6):
+        runner.step(action)
+    assert [(switch.step, switch.index) for switch in runner.switches] == [(0, 0), (6, 1), (12, 2)]
+    assert runner.spec.env_id.startswith("gym/CartPole-v1")
+    other = envs.make("sequence/shuffled-cartpole", 2, seed=4, schedule_seed=1)
+    assert other.segments[1].shuffle == 1001
+    assert other.switch_every == 10_000
+    with pytest.raises(ValueError, match="has no setting 'switch'; it has switch_every, schedule_seed"):
+        envs.make("sequence/shuffled-cartpole", switch=3)
+    with pytest.raises(ValueError, match="unknown environment 'sequence/slippery-ants'"):
+        envs.make("sequence/slippery-ants")
