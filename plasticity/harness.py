@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from plasticity.adam import Adam
 from plasticity.diagnostics import Diagnostics
 from plasticity.intervention import Batch, Intervention, Learner
-from plasticity.losses import majority_share, member_losses, member_scores, sample_losses
+from plasticity.losses import majority_share, member_losses, member_scores
 from plasticity.mlp_gradients import MLPGradients, Passed, mlp_gradients
 from plasticity.networks import ARCHITECTURES, draw_
 from plasticity.optimisers.proposing import scaled_step
@@ -143,7 +143,7 @@ class Trial:
         gradients: Sequence[Tensor] = ()
         if diagnostics is not None:
             gradients = [g.clone() for g in differentiation.gradients(passed, targets)]
-            loss_before = sample_losses(passed.outputs.detach(), targets).mean(1)
+            loss_before = member_losses(passed.outputs.detach(), targets)
             diagnostics.before_step(learner)
         if isinstance(differentiation, MLPGradients) and self._descends_plainly:
             differentiation.descend(passed, targets, learner.optimizer.param_groups[0]["lr"])
@@ -153,7 +153,7 @@ class Trial:
         for intervention in self._after:
             intervention.after_step(learner, batch)
         if diagnostics is not None:
-            found = diagnostics.cheap(learner, batch, gradients, sample_losses, loss_before)
+            found = diagnostics.cheap(learner, batch, gradients, member_losses, loss_before)
             self.measurements.append((learner.steps, found))
         return passed.outputs.detach()
 
@@ -211,7 +211,7 @@ class Trial:
         if self.diagnostics is not None and self._costly_is_due:
             sample = inputs[:, :_PROBED], targets[:, :_PROBED]
             with torch.enable_grad():
-                metrics |= self.diagnostics.costly(self.learner, *sample, sample_losses)
+                metrics |= self.diagnostics.costly(self.learner, *sample, member_losses)
         result = TaskResult(self.index, self.learner.steps, metrics)
         self.index, self.step = self.index + 1, 0
         self._totals.zero_()

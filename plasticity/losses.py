@@ -7,20 +7,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def sample_losses(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Loss of each sample: [K, B].
+def member_losses(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean loss of each member: [K].
 
     Cross-entropy for targets [K, B] int64, squared error for targets [K, B, out] of real numbers; outputs [K, B, out].
     """
     if targets.is_floating_point():
-        return (outputs - targets).square().mean(2)
+        return (outputs - targets).square().flatten(1).mean(1)
     losses = F.cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="none")
-    return losses.view(targets.shape)
-
-
-def member_losses(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean over samples of `sample_losses`: [K]."""
-    return sample_losses(outputs, targets).mean(1)
+    return losses.view(targets.shape).mean(1)
 
 
 def member_scores(outputs: Tensor, targets: Tensor) -> Tensor:
