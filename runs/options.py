@@ -219,7 +219,7 @@ class PlasticityOptions:
     problem: str
     """stream of tasks, see `neoteny list problems`"""
     with_: Annotated[str, tyro.conf.arg(name="with")] = "none,l2-init,redo,cbp,nap"
-    """interventions side by side; nap+redo: both at once, redo(every=100): a setting"""
+    """side by side; nap+redo: both at once; redo(every=100): a setting"""
     preset: str | None = None
     """small: the published problem cut down to minutes"""
     seeds: int = 10
@@ -259,7 +259,7 @@ class PlasticityOptions:
     jobs: int = 0
     """interventions at a time, a process each; 0: as many as there are cores"""
     compile: bool = False
-    """torch.compile the network (minutes at the start, pays in long runs)"""
+    """torch.compile the network; pays in long runs"""
     tensorboard: bool = False
     """also write TensorBoard event files"""
     out: Path = Path("results")
