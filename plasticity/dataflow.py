@@ -170,7 +170,8 @@ class Dataflow:
             return self._linear_module(name, module, inputs[0])
         if tracing.is_normaliser(module):
             gain, offset = self._name(getattr(module, "weight", None)), self._name(getattr(module, "bias", None))
-            return self._normalise(name, gain, offset, inputs[0], "BatchNorm" in type(module).__name__)
+            flow = replace(inputs[0], other=inputs[0].other or getattr(module, "keeps_scale", False))
+            return self._normalise(name, gain, offset, flow, "BatchNorm" in type(module).__name__)
         if isinstance(module, tracing.PASSING):
             return replace(inputs[0], reshaped=inputs[0].reshaped or "Flatten" in type(module).__name__)
         if isinstance(module, nn.MultiheadAttention):

@@ -109,6 +109,10 @@ class Intervention:
     def at_boundary(self, learner: Learner) -> None:
         """Between the last step of a task and the first of the next; only if `uses_boundaries`."""
 
+    def metrics(self, learner: Learner) -> dict[str, Tensor]:
+        """What to record of the last step, [K] by metric name; asked on a schedule, so it may take time."""
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         """What decides the future: tensors and plain values."""
         return {}

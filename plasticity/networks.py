@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import nn
 
+from plasticity.tracing import is_normaliser
+
 Law = Literal["kaiming", "torch"]
-_AFFINE = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 def mlp(shape: Sequence[int], hidden: Sequence[int], outputs: int) -> nn.Sequential:
@@ -78,8 +79,8 @@ def draw_(network: nn.Module, law: Law, generator: torch.Generator) -> nn.Module
             if module.bias is not None:
                 bound = 1 / math.sqrt(fan_in) if law == "torch" else 0.0
                 module.bias.uniform_(-bound, bound, generator=generator)
-        elif isinstance(module, _AFFINE):
-            module.reset_parameters()  # constants: nothing is drawn
+        elif is_normaliser(module) and hasattr(module, "reset_parameters"):
+            cast(nn.LayerNorm, module).reset_parameters()  # constants: nothing is drawn
         elif next(module.parameters(recurse=False), None) is not None:
             raise ValueError(f"no law of initialisation is known for the parameters of {type(module).__name__}")
     return network

@@ -35,6 +35,11 @@ class ImageRMSNorm(nn.Module):
         self.epsilon = epsilon
         self.weight = nn.Parameter(torch.ones(channels, dtype=dtype)) if gain else None
 
+    def reset_parameters(self) -> None:
+        """Gains of 1."""
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
+
     def forward(self, x: Tensor) -> Tensor:
         y = F.rms_norm(x, x.shape[-3:], eps=self.epsilon)
         if self.weight is None:
@@ -93,7 +98,6 @@ def convert(
 def _insert(network: nn.Module, site: dataflow.Site, kind: Kind, gains: bool, epsilon: float) -> None:
     weight = network.get_parameter(site.weight)
     owner = network.get_submodule(site.weight.rpartition(".")[0])
-    act = network.get_submodule(site.name)
     norm: nn.Module
     with weight.device:
         if not site.pixel_axes:
@@ -105,8 +109,14 @@ def _insert(network: nn.Module, site: dataflow.Site, kind: Kind, gains: bool, ep
             norm = ImageRMSNorm(site.units, epsilon, gains, weight.dtype)
     if isinstance(owner, stacked.StackedLinear | stacked.StackedConv2d):
         norm = stacked.stack([norm] * weight.shape[0])
+    put_before(network, site.name, norm)
+
+
+def put_before(network: nn.Module, name: str, norm: nn.Module) -> None:
+    """Let `norm` act in front of the nonlinearity `name`, see `convert`."""
+    act = network.get_submodule(name)
     norm.train(act.training)
-    parent, _, last = site.name.rpartition(".")
+    parent, _, last = name.rpartition(".")
     holder = network.get_submodule(parent)
     if type(holder) is nn.Sequential:
         children = list(holder.named_children())

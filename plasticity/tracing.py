@@ -95,7 +95,8 @@ _PLAIN_FORWARD: dict[type[nn.Module], Callable[..., Tensor]] = {
 
 
 def is_normaliser(module: nn.Module) -> bool:
-    """A module of one's own is one if it has an attribute `normaliser` that is true: it removes its input's scale."""
+    """A module of one's own is one if it has an attribute `normaliser` that is true: it removes its input's scale, but
+    for what depends on it nevertheless if it has `keeps_scale`."""
     return isinstance(module, NORMALISERS) or getattr(module, "normaliser", False)
 
 

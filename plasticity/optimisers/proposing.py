@@ -27,16 +27,17 @@ class ProposingOptimizer(torch.optim.Optimizer):
 
     stacked: parameters have a leading axis of members. Parameters without gradient are skipped. `parameter.grad` is
     only read. shared: state that belongs to no single parameter, saved with the rest. proposed: the parameters that the
-    last proposal moves, in its order.
+    last proposal moves, in its order. taken: by how much the last step moved them.
     """
 
     def __init__(self, parameters: Iterable[Any], defaults: dict[str, Any], stacked: bool = False):
         at_least("lr", defaults["lr"], 0)
         at_least("weight_decay", defaults.get("weight_decay", 0), 0)
-        super().__init__(parameters, defaults)
         self.stacked = stacked
+        super().__init__(parameters, defaults)
         self.shared: dict[str, Tensor] = {}
         self.proposed: list[Tensor] = []
+        self.taken: list[Tensor] = []
         self._proposal: list[Tensor] = []
 
     @torch.no_grad()
@@ -67,10 +68,10 @@ class ProposingOptimizer(torch.optim.Optimizer):
         if isinstance(scale, Tensor):
             steps = [self.part(step, scale) for step in steps]
         elif scale != 1.0:
-            steps = torch._foreach_mul(steps, scale)
+            steps = list(torch._foreach_mul(steps, scale))
         if steps:
             torch._foreach_add_(self.proposed, steps)
-        self._proposal = []
+        self.taken, self._proposal = steps, []
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """One whole step. closure: recomputes the gradients and returns the loss, which is returned."""
@@ -86,14 +87,38 @@ class ProposingOptimizer(torch.optim.Optimizer):
         """A parameter or its like as [K, *shape]; K = 1 if parameters are not stacked. Shares memory."""
         return tensor if self.stacked else tensor.unsqueeze(0)
 
+    def flat(self, tensor: Tensor) -> Tensor:
+        """A parameter or its like as [K, numel]."""
+        return tensor.reshape(self.member_count(), -1)
+
     def member_count(self) -> int:
         """K; 1 if parameters are not stacked."""
-        return self.members(self.param_groups[0]["params"][0]).shape[0]
+        return next(p for group in self.param_groups for p in group["params"]).shape[0] if self.stacked else 1
 
     def part(self, step: Tensor, scale: Tensor) -> Tensor:
         """A part, scale [K], of a step that is of a parameter's shape; no part of an infinite step is zero."""
+        scale = scale.to(step.dtype)
         scale = scale.view(-1, *[1] * (step.dim() - 1)) if self.stacked else scale.squeeze(0)
         return torch.where(scale == 0, 0.0, step * scale)
+
+    @torch.no_grad()
+    def movement(self) -> dict[str, list[Tensor]]:
+        """How the last step moved each of `proposed`; every measure [K].
+
+        norm: of the parameter before the step. relative_step: norm of the step over it. angle: between the parameter
+        before and after, in radians.
+        """
+        after = [self.flat(p) for p in self.proposed]
+        steps = [self.flat(step) for step in self.taken]
+        before = [p - step for p, step in zip(after, steps, strict=True)]
+        norms = [p.norm(dim=1) for p in before]
+        return {
+            "norm": norms,
+            "relative_step": [step.norm(dim=1) / norm for step, norm in zip(steps, norms, strict=True)],
+            "angle": [
+                torch.cosine_similarity(p, q, dim=1).clamp(-1, 1).acos() for p, q in zip(before, after, strict=True)
+            ],
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """As of any torch optimiser, and `shared`."""
@@ -106,6 +131,65 @@ class ProposingOptimizer(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
         for name, tensor in state_dict["shared"].items():
             self.shared[name].copy_(tensor)
+
+
+def adam_proposal(optimizer: ProposingOptimizer, group: Group) -> list[Tensor]:
+    """-lr * m / (sqrt(v) + eps) with bias correction (Kingma & Ba 2015, algorithm 1), one for each parameter.
+
+    Reads "lr", "betas" and "eps" of the group. The fused kernel moves zeros in place of the parameters.
+    """
+    states = [adam_state(optimizer, p) for p in group.parameters]
+    steps = [torch.zeros_like(p) for p in group.parameters]
+    torch._foreach_add_([state["step"] for state in states], 1)
+    beta1, beta2 = group.options["betas"]
+    torch._fused_adam_(
+        steps,
+        group.gradients,
+        [state["exp_avg"] for state in states],
+        [state["exp_avg_sq"] for state in states],
+        [],
+        [state["step"] for state in states],
+        lr=group.options["lr"],
+        beta1=beta1,
+        beta2=beta2,
+        weight_decay=0.0,
+        eps=group.options["eps"],
+        amsgrad=False,
+        maximize=False,
+    )
+    return steps
+
+
+def adam_state(optimizer: ProposingOptimizer, parameter: Tensor) -> dict[str, Tensor]:
+    """The moments of a parameter, zero before its first step."""
+    state = optimizer.state[parameter]
+    if "step" not in state:
+        state["step"] = torch.zeros((), device=parameter.device)
+        state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+    return state
+
+
+def momentum_buffers(optimizer: ProposingOptimizer, group: Group) -> list[Tensor]:
+    """The state "momentum_buffer" of the group's parameters, zero before their first step."""
+    for p in group.parameters:
+        if "momentum_buffer" not in optimizer.state[p]:
+            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return [optimizer.state[p]["momentum_buffer"] for p in group.parameters]
+
+
+def decay(group: Group, steps: list[Tensor], factors: Sequence[Tensor | float] | None = None) -> None:
+    """Add decoupled weight decay, -lr * weight_decay * factor * parameter, to the steps in place.
+
+    factors: one for each parameter, a number or a tensor that broadcasts against it; all 1 if left out.
+    """
+    rate = group.options["lr"] * group.options["weight_decay"]
+    if not rate:
+        return
+    if factors is None:
+        torch._foreach_add_(steps, group.parameters, alpha=-rate)
+        return
+    for step, parameter, factor in zip(steps, group.parameters, factors, strict=True):
+        step.sub_(rate * factor * parameter)
 
 
 def at_least(name: str, value: Any, least: float) -> None:
