@@ -44,6 +44,7 @@ from envs.cores import available_cores
 from runs import chunks
 from runs.chunks import SavedRings
 from runs.files import link_or_copy, read_json, sync, write_json
+from runs.settings import made_by, read_config
 
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
@@ -184,12 +185,9 @@ def set_aside(checkpoint: Path) -> Path:
 
 
 def list_checkpoints(run: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
-    steps = [
-        int(path.name.removeprefix("step_"))
-        for path in (run / FOLDER).glob("step_*")
-        if path.name.removeprefix("step_").isdecimal() and (path / MANIFEST).exists()
-    ]
+    """The complete checkpoints of a run, oldest first; one that has lost its manifest since is among them."""
+    names = [path.name.removeprefix("step_") for path in (run / FOLDER).glob("step_*")]
+    steps = [int(name) for name in names if name.isdecimal()]
     return [run / FOLDER / f"step_{step}" for step in sorted(steps)]
 
 
@@ -206,18 +204,27 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
     path = checkpoint / MANIFEST
     try:
         manifest = read_json(path)
-    except (OSError, ValueError) as error:
-        raise Damaged(f"{path} is damaged: {error}") from error
+    except OSError as error:
+        raise Damaged(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise Damaged(str(error)) from error
     if not isinstance(manifest, dict) or "files" not in manifest:
         raise Damaged(f"{path} is damaged: it is no manifest")
     if manifest.get("format", 1) != FORMAT:
         raise ValueError(
-            f"{checkpoint} has format {manifest.get('format', 1)} and this Neoteny reads format {FORMAT}: "
-            "use the version that made it"
+            f"{checkpoint} has format {manifest.get('format', 1)} and this Neoteny reads format {FORMAT}; "
+            f"{_maker(checkpoint.parent.parent)}"
         )
     if manifest.pop("manifest_sha256", None) != _manifest_digest(manifest):
         raise Damaged(f"{path} is damaged: it is not what was written")
     return manifest
+
+
+def _maker(run: Path) -> str:
+    try:
+        return made_by(read_config(run).get("environment"))
+    except ValueError:
+        return made_by(None)
 
 
 def verify(checkpoint: Path) -> dict[str, Any]:
@@ -230,10 +237,11 @@ def verify(checkpoint: Path) -> dict[str, Any]:
     return manifest
 
 
-def read_seed(checkpoint: Path, seed: int) -> dict[str, Any]:
+def read_seed(checkpoint: Path, seed: int, with_rings: bool = True) -> dict[str, Any]:
     """One seed's state on the CPU; rings are `SavedRings`, read when they are used.
 
-    Raises ValueError if the seed is not in it, Damaged if its file is not what the manifest says or cannot be read.
+    with_rings: else they are as of a replay that is still empty, which is enough for an agent that only acts. Raises
+    ValueError if the seed is not in it, Damaged if its file is not what the manifest says or cannot be read.
     """
     manifest = read_manifest(checkpoint)
     name = seed_file(seed)
@@ -248,6 +256,8 @@ def read_seed(checkpoint: Path, seed: int) -> dict[str, Any]:
         ) from error
 
     def expand(value: Any, ring: int) -> SavedRings:
+        if not with_rings:
+            return chunks.empty(value)
         names = [ring_file(seed, ring, chunk) for chunk in range(len(value["chunked_rings"]["digests"]))]
         return SavedRings(value, lambda chunk: _read_checked(checkpoint, manifest, names[chunk]))
 

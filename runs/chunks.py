@@ -116,6 +116,13 @@ def digest(content: bytes | memoryview) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def empty(description: Mapping[str, Any]) -> SavedRings:
+    """Rings of the same kind that hold nothing."""
+    values = description["chunked_rings"]
+    nothing = {**values, "head": torch.full_like(values["head"], -1), "digests": []}
+    return SavedRings({"chunked_rings": nothing}, lambda chunk: b"")
+
+
 @dataclass(frozen=True)
 class SavedRings:
     """Rings in a checkpoint, read chunk by chunk. read: the checked bytes of chunk i."""

@@ -19,6 +19,7 @@ from runs.options import (
     ListOptions,
     ReportOptions,
     ResumeOptions,
+    SweepOptions,
     WatchOptions,
     parse,
 )
@@ -90,14 +91,16 @@ def report(arguments: Sequence[str]) -> int:
 
     if not options.runs:
         raise UsageError("report needs at least one run folder")
-    for run in options.runs:
-        require_run(run)
-    for path in write_report(
-        [folder for run in options.runs for folder in arm_folders(run) or [run]],
-        options.out or options.runs[0],
-        [name.strip() for name in options.format.split(",")],
-    ):
-        print(path)
+    _require_runs(options.runs)
+    folders = [folder for run in options.runs for folder in arm_folders(run) or [run]]
+    out, formats = options.out or options.runs[0], [name.strip() for name in options.format.split(",")]
+    try:
+        for path in write_report(folders, out, formats):
+            print(path)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    except OSError as error:
+        raise UsageError(f"cannot write to '{out}': {error.strerror}; choose another folder with --out") from error
     return 0
 
 
@@ -106,8 +109,7 @@ def compare(arguments: Sequence[str]) -> int:
     options = parse(CompareOptions, arguments, "neoteny compare", "neoteny compare results/sac results/td3")
     from runs.compare import compare_runs, print_comparison
 
-    for run in options.runs:
-        require_run(run)
+    _require_runs(options.runs)
     comparison = compare_runs(options.runs, options.metric, options.at)
     if options.json:
         print(json.dumps(comparison.as_json()))
@@ -151,9 +153,10 @@ def doctor(arguments: Sequence[str]) -> int:
 
 def sweep(arguments: Sequence[str]) -> int:
     """Runs `neoteny sweep`."""
-    from runs.sweep import sweep_command
+    options = parse(SweepOptions, arguments, "neoteny sweep", "neoteny sweep rates.toml --dry-run")
+    from runs.sweep import run_sweep
 
-    return sweep_command(arguments)
+    return run_sweep(options, arguments)
 
 
 def plasticity(arguments: Sequence[str]) -> int:
@@ -185,10 +188,14 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 }
 
 
-def require_run(folder: Path) -> None:
-    """Raises UsageError unless `folder` is a run."""
-    if not (folder / "config.json").is_file():
-        raise UsageError(f"'{folder}' is not the folder of a run: it has no config.json")
+def _require_runs(folders: Sequence[Path]) -> None:
+    from runs.settings import read_config
+
+    try:
+        for folder in folders:
+            read_config(folder)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

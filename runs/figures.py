@@ -154,7 +154,7 @@ def picture(panels: Mapping[str, Sequence[Line]], x_label: str, y_label: str, ti
             axes.set_title(plain(place), color=PRINT.text, fontsize=10, loc="left")
     for axes in places[len(panels) :]:
         axes.set_visible(False)
-    figure.suptitle(f"{plain(title)}\n", linespacing=0.8, x=0.015, ha="left", color=PRINT.text, fontweight="bold")
+    figure.suptitle(f"{plain(title)}\n", linespacing=1.35, x=0.015, ha="left", color=PRINT.text, fontweight="bold")
     # Out of the layout, where a long sentence would squeeze the panels; the title's empty line holds its place.
     top = 1 - 0.36 / size[1]
     figure.text(0.015, top, plain(subtitle), color=PRINT.soft, fontsize=8.5, va="top").set_in_layout(False)

@@ -13,10 +13,9 @@ from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any
 
-from runs.config import CONFIG
 from runs.errors import UsageError
-from runs.files import read_json
-from runs.record import STATUS
+from runs.record import read_status
+from runs.settings import CONFIG
 
 PATIENCE = 10.0  # seconds that the seeds of a killed run are given to end
 
@@ -66,10 +65,7 @@ def _try_lock(handle: int) -> bool:
 
 def _worker(folder: Path) -> int | None:
     """The process that says in `status.json` that it works on the run."""
-    try:
-        pid = read_json(folder / STATUS)["pid"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
+    pid = read_status(folder).get("pid")
     return pid if isinstance(pid, int) and pid > 0 else None
 
 

@@ -67,6 +67,8 @@ class TrainOptions:
     """bfloat16 products in gradient steps: faster, fewer digits (docs/results/speed.md)"""
     tensorboard: bool = True
     """also write TensorBoard event files"""
+    histograms: bool = False
+    """also show the weights of every network there, as a histogram at each evaluation"""
     out: Path = Path("results")
     """folder of all runs"""
     name: str | None = None

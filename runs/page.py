@@ -55,7 +55,13 @@ def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]], kind
     """
     columns = "".join(f'<th scope="col">{escape(column)}</th>' for column in head)
     top = f"<thead><tr>{columns}</tr></thead>\n" if any(head) else ""
-    lines = (f'<tr><th scope="row">{row[0]}</th>{"".join(f"<td>{cell}</td>" for cell in row[1:])}</tr>' for row in rows)
+    labels = [f' data-label="{escape(column)}"' if column else "" for column in head[1:]]  # for narrow screens
+    lines = (
+        f'<tr><th scope="row">{row[0]}</th>'
+        + "".join(f"<td{label}><div>{cell}</div></td>" for label, cell in zip(labels, row[1:], strict=True))
+        + "</tr>"
+        for row in rows
+    )
     return (
         f'<div class="wide" tabindex="0" role="region" aria-label="{escape(caption)}">'
         f'<table class="{kind}">\n<caption>{escape(caption)}</caption>\n'
@@ -146,8 +152,10 @@ figure svg { display: block; }
 .plot svg { width: 100%; height: auto; touch-action: pan-y; }
 .plot svg text { font-family: inherit !important; }
 .narrow { display: none; }
-.panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(17.5rem, 1fr)); gap: 1.1rem 1.4rem; }
-.panels.broad { grid-template-columns: repeat(auto-fill, minmax(22rem, 1fr)); }
+.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(17.5rem, 1fr)); gap: 1.1rem 1.4rem; }
+.panels.broad { grid-template-columns: repeat(auto-fit, minmax(22rem, 1fr)); }
+.panels figure { max-width: 26rem; }
+.panels.broad figure { max-width: 34rem; }
 figcaption { margin-top: .4rem; }
 .legend { display: flex; flex-wrap: wrap; gap: .35rem .5rem; margin: 0 0 .6rem; }
 .legend button { display: inline-flex; align-items: center; gap: .5rem; font: inherit; font-size: .875rem;
@@ -167,11 +175,14 @@ th, td { text-align: left; vertical-align: top; padding: .38rem 1.1rem .38rem 0;
 th { font-weight: 600; }
 thead th { color: var(--soft); font-weight: 500; white-space: nowrap; vertical-align: bottom; }
 .numbers { font-variant-numeric: tabular-nums; }
-.numbers td { white-space: nowrap; }
-.numbers .seeds { white-space: normal; display: inline-block; min-width: 9rem; }
+.numbers .soft { white-space: nowrap; }
+.numbers .seeds { display: inline-block; min-width: 9rem; }
 .seeds span { display: inline-block; margin-right: .6em; }
-.settings th { font-weight: 500; color: var(--soft); white-space: nowrap; }
-.settings td { overflow-wrap: anywhere; min-width: 8rem; }
+.settings { margin-bottom: 1.2rem; }
+.settings caption { caption-side: top; padding: 0 0 .2rem; }
+.settings th { font-weight: 500; color: var(--soft); }
+.settings th, .settings td { overflow-wrap: anywhere; min-width: 7rem; }
+.settings thead th { white-space: normal; }
 .matrix td, .matrix th { text-align: right; padding: .3rem .55rem; }
 .matrices { display: flex; flex-wrap: wrap; gap: 1rem 2.5rem; }
 .matrices .wide { max-width: 30rem; }
@@ -195,6 +206,12 @@ summary { cursor: pointer; }
   .broadside { display: none; }
   .narrow { display: block; }
   .panels, .panels.broad { grid-template-columns: 1fr; }
+  .numbers:not(.matrix) thead { display: none; }
+  .numbers:not(.matrix) :is(tbody, tr, th, td, caption) { display: block; }
+  .numbers:not(.matrix) tr { border-bottom: 1px solid var(--grid); padding: .45rem 0; }
+  .numbers:not(.matrix) :is(th, td) { border: none; padding: .1rem 0; overflow-wrap: anywhere; }
+  .numbers:not(.matrix) td[data-label] { display: grid; grid-template-columns: 9.5rem 1fr; gap: .6rem; }
+  .numbers:not(.matrix) td[data-label]::before { content: attr(data-label); color: var(--soft); }
 }
 @media print {
   main { max-width: none; padding: 0; }
@@ -203,7 +220,6 @@ summary { cursor: pointer; }
   h2, h3 { break-after: avoid; }
   .panels { grid-template-columns: repeat(3, 1fr); }
   .wide { overflow: visible; }
-  .numbers td { white-space: normal; }
   .legend button { border: none; padding: 0 .6rem 0 0; }
 }
 """

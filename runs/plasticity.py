@@ -32,7 +32,8 @@ from runs.plasticity_arm import ArmConfig, build, resolve_problem, train_arm
 from runs.plasticity_summary import print_table, summarise_arms
 from runs.progress import Progress
 from runs.record import STATUS, State, write_status
-from runs.session import EXPECTED_FAILURES, end_with_parent, stop_on_signals
+from runs.session import EXPECTED_FAILURES, end_with_parent
+from runs.stopping import stop_on_signals
 
 COMMAND = "plasticity"
 EXAMPLE = "neoteny plasticity --problem permuted-digits --preset small --with none,l2-init,redo,nap"

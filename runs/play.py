@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,33 +13,57 @@ import torch
 import envs
 from agents.agent import Agent
 from envs import Runner
+from envs.graphics import OpenGLMissing
 from runs import checkpoint, compute
-from runs.config import CONFIG, RunConfig
+from runs.checkpoint import Damaged
+from runs.config import RunConfig
 from runs.errors import UsageError
 from runs.evaluation import evaluate
 from runs.randomness import spawn_generators
+from runs.settings import made_by
 from runs.statistics import summarise
-from runs.training import build_agent
+from runs.training import MISFITS, build_agent, one_line
 from runs.video import show_in_tensorboard, write_mp4
 
 
 def open_run(folder: Path) -> tuple[RunConfig, Path]:
-    """A run's config and its newest checkpoint. Raises UsageError if it is not a run or has no checkpoint."""
-    if not (folder / CONFIG).is_file():
-        raise UsageError(f"'{folder}' is not the folder of a run: it has no {CONFIG}")
+    """A run's config and its newest checkpoint in which every agent is whole; damaged ones are named on stderr.
+
+    Raises UsageError if it is not a run of `neoteny train` or has no such checkpoint.
+    """
     try:
-        return RunConfig.load(folder), checkpoint.newest(folder)
+        config, damaged = RunConfig.load(folder), []
+        for candidate in [checkpoint.newest(folder), *checkpoint.list_checkpoints(folder)[-2::-1]]:
+            try:
+                for seed in config.seeds:
+                    checkpoint.read_seed(candidate, seed)
+            except Damaged as error:
+                damaged.append(error)
+                continue
+            for error in damaged:
+                print(f"neoteny: {error}; {candidate.name} is used instead", file=sys.stderr)
+            return config, candidate
     except ValueError as error:
+        raise UsageError(str(error)) from error
+    raise UsageError(f"no checkpoint of '{folder}' is whole: {damaged[0]}")
+
+
+def open_environments(config: RunConfig, num_envs: int, seed: int, device: torch.device) -> Runner:
+    """Environments of a run's kind. Raises UsageError if they are not installed here or cannot be drawn."""
+    try:
+        return envs.make(config.env, num_envs, seed, device, **config.env_settings)
+    except (ValueError, OpenGLMissing) as error:
         raise UsageError(str(error)) from error
 
 
 def load_agent(config: RunConfig, saved: Path, seed: int, runner: Runner, device: torch.device) -> Agent:
-    """The agent of one seed as it was saved. Raises UsageError if its file is damaged."""
-    agent = build_agent(config, runner, device, spawn_generators(seed, device))
+    """The agent of one seed as it was saved, without its replay. Raises UsageError if it does not fit."""
     try:
-        agent.load_state_dict(checkpoint.read_seed(saved, seed)["agent"])
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+        agent = build_agent(config, runner, device, spawn_generators(seed, device))
+        agent.load_state_dict(checkpoint.read_seed(saved, seed, with_rings=False)["agent"])
+    except MISFITS as error:
+        maker = made_by(config.environment)
+        raise UsageError(f"{saved} does not fit this installation: {one_line(error)}; {maker}") from error
     return agent
 
 
@@ -51,7 +76,7 @@ def evaluate_run(folder: Path, episodes: int, seed: int, device_name: str) -> di
     compute.set_up(device, config.threads)
     returns, lengths = [], []
     for run_seed in config.seeds:
-        runner = envs.make(config.env, 1, seed, device, **config.env_settings)
+        runner = open_environments(config, 1, seed, device)
         agent = load_agent(config, saved, run_seed, runner, device)
         runner.close()
         scores = evaluate(agent, config.env, config.env_settings, episodes, seed, device)
@@ -76,15 +101,19 @@ def film_run(
     device = _device("cpu")
     compute.set_up(device, config.threads)
     path = out or folder / "videos" / f"{saved.name}_seed_{seed}.mp4"
-    runner = envs.make(config.env, 1, episode_seed, device, **config.env_settings)
+    runner = open_environments(config, 1, episode_seed, device)
     try:
         agent = load_agent(config, saved, seed, runner, device)
-        path.parent.mkdir(parents=True, exist_ok=True)
         played = Episode(agent, runner, max_steps, size)
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_mp4(path, played.frames(), fps)
+        show_in_tensorboard(folder, seed, int(saved.name.removeprefix("step_")), path)
+    except OpenGLMissing as error:
+        raise UsageError(str(error)) from error
+    except OSError as error:
+        raise UsageError(f"cannot write '{path}': {error.strerror or error}; choose another file with --out") from error
     finally:
         runner.close()
-    show_in_tensorboard(folder, seed, int(saved.name.removeprefix("step_")), path)
     return path, played.steps, played.return_
 
 

@@ -233,6 +233,15 @@ def write_status(folder: Path | str, state: State, step: int, of: int, error: st
     write_json(Path(folder) / STATUS, status)
 
 
+def read_status(folder: Path | str) -> dict[str, Any]:
+    """`status.json` of a run; empty if there is none or it is damaged: checkpoints and table say the same better."""
+    try:
+        status = read_json(Path(folder) / STATUS)
+    except (OSError, ValueError):
+        return {}
+    return status if isinstance(status, dict) else {}
+
+
 def _remember(last: dict[int, list[Row]], row: Row) -> None:
     known = last.setdefault(row.seed, [])
     if known and row.step > known[0].step:

@@ -92,8 +92,8 @@ def write_report(
     """Write the report on the runs in `folders` into `out`, which is created if missing. Returns the files.
 
     html: report.html. png, svg: learning_curve.png, .svg. csv: summary.csv and curves.csv. latex: summary.tex.
-    Raises UsageError for an unknown format, ValueError if no folder is given, one is not a run, or a file of a run is
-    damaged; nothing is written then.
+    Raises UsageError for an unknown format or if no run has recorded anything, ValueError if no folder is given, one is
+    not a run, or a file of a run is damaged; nothing is written then.
     """
     from runs.exports import curves_csv, summary_csv, summary_latex
     from runs.sections import render_page
@@ -102,6 +102,9 @@ def write_report(
         if name not in FORMATS:
             raise UsageError(f"a report has no format '{name}'.{nearest(name, FORMATS)}")
     report = read_report(folders)
+    if not report.metrics:
+        names = ", ".join(f"'{run.path}'" for run in report.runs)
+        raise UsageError(f"{names}: nothing has been recorded yet, so there is nothing to report")
     texts = {
         "html": lambda: {PAGE: render_page(report)},
         "csv": lambda: {"summary.csv": summary_csv(report), "curves.csv": curves_csv(report)},

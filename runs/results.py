@@ -11,11 +11,10 @@ import numpy as np
 
 from runs import statistics
 from runs.files import read_json
-from runs.record import STATUS, TABLE, Row, read_table
-from runs.settings import flat_settings
+from runs.record import TABLE, Row, read_status, read_table
+from runs.settings import CONFIG, flat_settings
 from runs.statistics import Summary
 
-CONFIG = "config.json"
 COMPLETE = 0.9  # of the steps that the furthest seed reached; a seed that ended before is not averaged with the others
 
 
@@ -183,11 +182,13 @@ def read_runs(folders: Sequence[Path | str]) -> list[Run]:
 def _read_run(path: Path, name: str) -> Run:
     if not (path / CONFIG).is_file() and not (path / TABLE).is_file():
         raise ValueError(f"{path} is not a run folder: it has neither {CONFIG} nor {TABLE}")
-    config, status = (read_json(path / file) if (path / file).is_file() else {} for file in (CONFIG, STATUS))
+    config = read_json(path / CONFIG) if (path / CONFIG).is_file() else {}
+    if not isinstance(config, dict) or not isinstance(config.get("seeds") or [], list):
+        raise ValueError(f"{path / CONFIG} is damaged: it is not that of a run")
     metrics: dict[str, list[Row]] = {}
     for row in read_table(path) if (path / TABLE).is_file() else []:
         metrics.setdefault(row.name, []).append(row)
-    return Run(path, name, config, status, metrics)
+    return Run(path, name, config, read_status(path), metrics)
 
 
 def _distinct_names(paths: Sequence[Path]) -> list[str]:

@@ -16,23 +16,26 @@ from typing import Any
 import envs
 from runs import checkpoint, compute
 from runs.checkpoint import Damaged
-from runs.config import CONFIG, RunConfig
+from runs.config import RunConfig
 from runs.errors import UsageError
-from runs.files import read_json
 from runs.lock import RunLock
 from runs.options import ResumeOptions
-from runs.record import STATUS, TABLE, read_table
+from runs.record import TABLE, read_status, read_table
 from runs.session import Progressed, from_scratch, run_session
+from runs.settings import CONFIG
 from runs.train import conclude, describe_environment, print_summary
 
 
 def resume_run(options: ResumeOptions) -> int:
     """Run `neoteny resume`. Returns the exit code; raises UsageError, with the run as it was, if it cannot go on."""
     folder = options.run
-    config = _read_config(folder)
+    try:
+        config = RunConfig.load(folder)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     try:
         with RunLock(folder) as lock:
-            status = _read_status(folder)
+            status = read_status(folder)
             if status.get("state") == "done":
                 if not options.quiet:
                     print(f"{folder} is done: {config.steps} steps of {len(config.seeds)} seeds", file=sys.stderr)
@@ -58,30 +61,6 @@ def resume_run(options: ResumeOptions) -> int:
             )
     except OSError as error:
         raise UsageError(f"cannot resume '{folder}': {error.strerror or error}") from error
-
-
-def _read_config(folder: Path) -> RunConfig:
-    path = folder / CONFIG
-    if not path.is_file():
-        raise UsageError(f"'{folder}' is not the folder of a run: it has no {CONFIG}")
-    try:
-        command = read_json(path)["command"]
-        if command != "train":
-            raise UsageError(f"'{folder}' was made by `neoteny {command}`; only runs of `neoteny train` can be resumed")
-        return RunConfig.load(folder)
-    except UsageError:
-        raise
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UsageError(f"cannot read '{path}': {error}") from error
-
-
-def _read_status(folder: Path) -> dict[str, Any]:
-    """`status.json`, empty if there is none or it is damaged: it only says what a checkpoint says better."""
-    try:
-        status = read_json(folder / STATUS)
-    except (OSError, ValueError):
-        return {}
-    return status if isinstance(status, dict) else {}
 
 
 def find_start(folder: Path, config: RunConfig, wall_seconds: float = 0.0) -> Progressed:

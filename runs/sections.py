@@ -17,7 +17,8 @@ from runs.errors import UsageError
 from runs.films import film_of
 from runs.page import section, table, value_cell
 from runs.report import RETURNS, Report
-from runs.results import CONFIG, Measured, Run, differing_settings, measure, measure_over_tasks
+from runs.results import Measured, Run, differing_settings, measure, measure_over_tasks
+from runs.settings import CONFIG
 
 # Order of the small panels; what has no prefix of these comes before the speed.
 _ORDER = ("loss/", "eval/", "train/", "cl/", "retrieval/", "growth/", "", "speed/")
@@ -25,6 +26,8 @@ _ACCURACY = re.compile(r"acc/task_(\d+)_after_(\d+)")
 _BROAD, _NARROW, _SMALL = (8.8, 3.9), (4.1, 3.3), (3.7, 2.35)
 _MOST_PANELS = 24  # in a section; the rest is in the table of final values
 _MOST_PAIRS = 30
+_MOST_CONFIGS = 4  # before they are folded together
+_MOST_ROWS = 24  # of the table of final values; a longer one is folded
 
 
 def render_page(report: Report) -> str:
@@ -55,6 +58,8 @@ def _chip(state: str) -> str:
 def _warnings(report: Report) -> Iterator[str]:
     for run in report.runs:
         name = f"{run.name}: " if report.several else ""
+        if not run.metrics:
+            yield f"{name}nothing has been recorded yet."
         step, of = run.status.get("step"), run.status.get("of")
         if run.state in ("failed", "stopped", "running") and isinstance(step, int) and isinstance(of, int):
             error = f": {run.status['error']}" if run.status.get("error") else ""
@@ -130,8 +135,8 @@ def _main_curves(report: Report) -> Iterator[str]:
         without = [run.name for run in report.runs if metric not in run.metrics]
         told = ""
         if without:
-            subject = f"{', '.join(without)}: there are" if report.several else "This run has"
-            told = f"<p>{escape(subject)} no <code>{metric}</code> rows, so nothing is drawn for it here.</p>"
+            whose = ", ".join(without) if len(without) < len(report.runs) else "any run"
+            told = f'<p class="note">There is no <code>{metric}</code> of {escape(whose)}.</p>'
         panels = {place: report.lines(metric, place) for place in report.places}
         drawn = _curves(report, metric, heading, panels) if any(panels.values()) else ""
         yield section(heading, told, drawn)
@@ -400,7 +405,7 @@ def _final_values(report: Report) -> str:
         return section("Final values", "<p>Nothing has been recorded yet.</p>")
     head = ["Metric", *(["Run"] * report.several), "Mean [95 %]", "IQM [95 %]", "Each seed"]
     chart = table("The last value of each seed", head, rows)
-    if len(rows) > 40:
+    if len(rows) > _MOST_ROWS:
         chart = f"<details><summary>{len(rows)} metrics and runs</summary>{chart}</details>"
     return section("Final values", chart)
 
@@ -425,15 +430,24 @@ def _settings(report: Report) -> str:
     parts = []
     if report.several:
         differing = differing_settings(report.runs)
-        rows = [[escape(key), *(_setting(value) for value in values)] for key, values in differing.items()]
+        rows = [[_breakable(key), *(_setting(value) for value in values)] for key, values in differing.items()]
         told = "<p>The settings of the runs are the same.</p>"
         head = ["Setting", *(run.name for run in report.runs)]
         parts.append(table("Settings that differ", head, rows, "settings") if rows else told)
     parts += _provenance(report)
-    for run in report.runs:
-        text = escape(json.dumps(run.config, indent=2, ensure_ascii=False))
-        parts.append(f"<details><summary>{escape(run.name)}/{CONFIG}</summary><pre>{text}</pre></details>")
-    return section("Settings", *parts)
+    configs = [
+        f"<details><summary>{escape(run.name)}/{CONFIG}</summary>"
+        f"<pre>{escape(json.dumps(run.config, indent=2, ensure_ascii=False))}</pre></details>"
+        for run in report.runs
+    ]
+    if len(configs) > _MOST_CONFIGS:
+        configs = [f"<details><summary>Every {CONFIG}</summary>{''.join(configs)}</details>"]
+    return section("Settings", *parts, *configs)
+
+
+def _breakable(name: str) -> str:
+    """The name of a setting as HTML that may go on in the next line after a dot or an underscore."""
+    return escape(name).replace(".", ".<wbr>").replace("_", "_<wbr>")
 
 
 def _setting(value: Any) -> str:
@@ -467,7 +481,7 @@ def _origin(run: Run) -> dict[str, str]:
         "Agent": run.learner,
         "Steps": f"{config['steps']:,}" if isinstance(config.get("steps"), int) else config.get("steps"),
         "Seeds": ", ".join(map(str, run.seeds)),
-        "Commit": machine.get("commit"),
+        "Commit": str(machine.get("commit") or "")[:10],
         "Machine": machine.get("machine"),
         "Device": config.get("device"),
         "Versions": ", ".join(f"{name} {version}" for name, version in versions.items()),

@@ -14,14 +14,14 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
+
+import numpy as np
 
 from runs import checkpoint
 from runs.checkpoint import Damaged, SeedPart
@@ -29,6 +29,7 @@ from runs.config import RunConfig
 from runs.lock import RunLock
 from runs.progress import Progress
 from runs.record import Record, Row, State, write_status
+from runs.stopping import stop_on_signals
 from runs.training import LAST, CannotContinue, Diverged, SeedTraining
 
 # What ends a run without being a defect of ours; the message tells the user enough.
@@ -108,6 +109,11 @@ class Session:
     def progress(self, seed: int, step: int, return_: float | None) -> None:
         self.steps[seed] = step
         self.display.update(seed, min(step, self.config.steps), return_)
+
+    def weights(self, seed: int, step: int, weights: dict[str, np.ndarray]) -> None:
+        assert self.record is not None, "begin() comes first"
+        for name, values in weights.items():
+            self.record.histogram(step, name, values, seed)
 
     def saved(self, seed: int, label: str, part: SeedPart) -> None:
         """Once every seed that will has written its files for `label`, the checkpoint is complete."""
@@ -217,32 +223,11 @@ def _sentence(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-@contextmanager
-def stop_on_signals() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets; the second raises KeyboardInterrupt."""
-    stopping = threading.Event()
-
-    def handle(_number: int, _frame: FrameType | None) -> None:
-        if stopping.is_set():
-            raise KeyboardInterrupt
-        stopping.set()
-
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stopping
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 def _train_here(session: Session, stopping: threading.Event) -> None:
     config, (seed,) = session.config, session.config.seeds
     training = SeedTraining(config, seed, session.folder, session, session.before.checkpoint)
     session.begin()
     training.run(stopping.is_set)
-
-
-Message = tuple[Literal["ready", "rows", "progress", "saved", "failed"], tuple[Any, ...]]
 
 
 class _Pipe:
@@ -261,6 +246,9 @@ class _Pipe:
 
     def progress(self, seed: int, step: int, return_: float | None) -> None:
         self.send("progress", seed, step, return_)
+
+    def weights(self, seed: int, step: int, weights: dict[str, np.ndarray]) -> None:
+        self.send("weights", seed, step, weights)
 
     def saved(self, seed: int, label: str, part: SeedPart) -> None:
         self.send("saved", seed, label, part)
@@ -372,6 +360,7 @@ def _listen(
                     session.begin()
                     signals.begin.set()
             else:
-                {"rows": session.rows, "progress": session.progress, "saved": session.saved}[kind](*content)
+                told = {"rows": session.rows, "progress": session.progress, "weights": session.weights}
+                (told | {"saved": session.saved})[kind](*content)
     if failure:
         raise failure

@@ -13,30 +13,28 @@ import json
 import os
 import shlex
 import shutil
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
-from runs.config import CONFIG, RunConfig
+from runs.config import RunConfig
 from runs.engines import Engine, LocalEngine, RayEngine
 from runs.errors import UsageError, nearest
-from runs.files import read_json, write_json
-from runs.options import SweepOptions, parse
-from runs.record import STATUS
+from runs.files import write_json
+from runs.options import SweepOptions
+from runs.record import read_status
+from runs.settings import CONFIG
+from runs.stopping import stop_on_signals
 from runs.sweep_display import STATES, SweepDisplay
 from runs.sweep_file import Trial, read_trials
 from runs.sweep_results import final_return, write_results
 from runs.train import prepare, summarise_run
 
 SWEEP = "sweep.json"
-EXAMPLE = "neoteny sweep rates.toml --dry-run"
 ENGINES = ("local", "ray")
 # What of a run's settings says where it ran, not what it is: a trial may go on elsewhere.
 PLACE = ("environment", "device", "threads")
@@ -69,9 +67,8 @@ class Job:
         return ["train", self.trial.agent, *self.trial.flags, *place]
 
 
-def sweep_command(arguments: Sequence[str]) -> int:
+def run_sweep(options: SweepOptions, arguments: Sequence[str]) -> int:
     """Run `neoteny sweep ARGUMENTS`. Returns the exit code; raises UsageError before anything is started."""
-    options = parse(SweepOptions, arguments, "neoteny sweep", EXAMPLE)
     folder = _sweep_folder(options)
     jobs = [_prepare_job(trial, folder, options.file) for trial in read_trials(options.file)]
     if options.dry_run:
@@ -114,7 +111,7 @@ def _prepare_job(trial: Trial, folder: Path, file: Path) -> Job:
     job = Job(trial, folder / trial.name, seeds, seeds * config.threads, config.steps)
     if _is_run(job.folder):
         _require_same(job.folder, config, file)
-        job.state = "done" if _status(job.folder).get("state") == "done" else "waiting"
+        job.state = "done" if read_status(job.folder).get("state") == "done" else "waiting"
     return job
 
 
@@ -131,8 +128,8 @@ def _require_same(folder: Path, config: RunConfig, file: Path) -> None:
     """Raises UsageError if the run in `folder` is not what the sweep's file now says of it."""
     try:
         there = _settings(RunConfig.load(folder))
-    except (ValueError, LookupError, TypeError) as error:
-        raise UsageError(f"cannot read '{folder / CONFIG}': {error}") from error
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     for name, value in _settings(config).items():
         if there.get(name) != value:
             raise UsageError(
@@ -144,15 +141,6 @@ def _require_same(folder: Path, config: RunConfig, file: Path) -> None:
 def _settings(config: RunConfig) -> dict[str, Any]:
     run = {name: value for name, value in vars(config).items() if name not in (*PLACE, "agent_config")}
     return run | vars(config.agent_config)
-
-
-def _status(folder: Path) -> dict[str, Any]:
-    """`status.json` of a run, empty while there is none."""
-    try:
-        status = read_json(folder / STATUS)
-    except (OSError, ValueError):
-        return {}
-    return status if isinstance(status, dict) else {}
 
 
 @contextmanager
@@ -189,7 +177,7 @@ def _run(jobs: Sequence[Job], folder: Path, options: SweepOptions) -> bool:
         write_json(folder / SWEEP, {"file": str(options.file), "engine": options.engine, "trials": listed})
 
     try:
-        with SweepDisplay(jobs, options.quiet) as display, _stop_on_signals() as stopping:
+        with SweepDisplay(jobs, options.quiet) as display, stop_on_signals() as stopping:
             display.say(f"{folder}: {len(jobs)} trials, {_count_done(jobs)} done, {engine.cores} cores")
             keep()
             run_jobs(jobs, engine, options.retries, stopping.is_set, display, keep)
@@ -262,7 +250,7 @@ def _ended(job: Job, code: int, retries: int, stopping: bool) -> str:
     if stopping:
         job.state = "stopped"
         return f"{name}: stopped"
-    reason = f"killed by signal {-code}" if code < 0 else _status(job.folder).get("error") or _last_line(job.log)
+    reason = f"killed by signal {-code}" if code < 0 else read_status(job.folder).get("error") or _last_line(job.log)
     repeats = code == DEFECT and reason == job.error
     job.error = reason
     if code == REFUSED or repeats or job.attempts > retries:
@@ -310,21 +298,3 @@ def _summary(job: Job) -> dict[str, Any]:
     with contextlib.suppress(FileNotFoundError):  # not started
         summary |= summarise_run(job.folder)
     return summary
-
-
-@contextmanager
-def _stop_on_signals() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets; the second raises KeyboardInterrupt."""
-    stopping = threading.Event()
-
-    def handle(_number: int, _frame: FrameType | None) -> None:
-        if stopping.is_set():
-            raise KeyboardInterrupt
-        stopping.set()
-
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stopping
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

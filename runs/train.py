@@ -106,6 +106,8 @@ def _run_config(
     for name in ("steps", "seeds"):
         if vars(options)[name] < 1:
             raise UsageError(f"--{name} must be at least 1, got {vars(options)[name]}")
+    if options.histograms and not options.tensorboard:
+        raise UsageError("--histograms are for TensorBoard, which --no-tensorboard switches off")
     device = compute.resolve_device(options.device)
     images = len(runner.observation_spec.shape) > 1
     return RunConfig(
@@ -126,6 +128,7 @@ def _run_config(
         overlap=options.overlap,
         bf16=options.bf16,
         tensorboard=options.tensorboard,
+        histograms=options.histograms,
         preset=preset,
         agent_config=agent_config,
         environment=describe_environment(runner),

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import envs
 from agents.agent import Agent, Metrics
@@ -22,6 +23,7 @@ from runs.config import RunConfig
 from runs.evaluation import evaluate
 from runs.randomness import spawn_generators, stream_seed
 from runs.record import Row
+from runs.settings import made_by
 
 
 class Diverged(ArithmeticError):
@@ -39,6 +41,10 @@ class Listener(Protocol):
 
     def progress(self, seed: int, step: int, return_: float | None) -> None: ...
 
+    def weights(self, seed: int, step: int, weights: dict[str, np.ndarray]) -> None:
+        """Every parameter of the agent's networks by its name in TensorBoard; only if the run wants histograms."""
+        ...
+
     def saved(self, seed: int, label: str, part: SeedPart) -> None:
         """The seed's files for checkpoint `label` are written; LAST is the one with which its training ends.
 
@@ -48,6 +54,13 @@ class Listener(Protocol):
 
 
 LAST = "last"
+# What agents, networks and environments raise for a state that is another one's.
+MISFITS = (ValueError, LookupError, RuntimeError, TypeError, AttributeError)
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message as the first half of a sentence; those of torch span lines."""
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
 class Episodes:
@@ -94,6 +107,17 @@ def build_agent(
     )
 
 
+def network_weights(agent: Agent) -> dict[str, np.ndarray]:
+    """{"weights/actor/layers.0.weight": …} of every network that an agent trains; targets only follow those."""
+    networks = {name: part for name, part in vars(agent).items() if isinstance(part, nn.Module)}
+    return {
+        f"weights/{network}/{name}": parameter.detach().float().cpu().numpy()
+        for network, module in networks.items()
+        if not network.startswith("target_")
+        for name, parameter in module.named_parameters()
+    }
+
+
 class SeedTraining:
     """Agent, environments and counters of one seed; `run` is the loop.
 
@@ -135,8 +159,9 @@ class SeedTraining:
             self.load_state_dict(state)
         except checkpoint.Damaged:
             raise
-        except (ValueError, LookupError, RuntimeError, TypeError, AttributeError) as error:
-            raise CannotContinue(f"{folder} does not fit this installation: {error}") from error
+        except MISFITS as error:
+            maker = made_by(self.config.environment)
+            raise CannotContinue(f"{folder} does not fit this installation: {one_line(error)}; {maker}") from error
         self.writer.resume_from(folder, state)
 
     def run(self, stop: Callable[[], bool]) -> None:
@@ -253,6 +278,8 @@ class SeedTraining:
                 Row(now, "eval/length", float(lengths.float().mean()), self.seed),
             ]
         )
+        if config.histograms:
+            self.listener.weights(self.seed, now, network_weights(self.agent))
 
     def _save(self, label: str) -> None:
         for name, value in self.metrics.items():

@@ -37,7 +37,8 @@ def start(arguments: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=os.environ | {"PYTHONPATH": search},
+            # PyTorch gets the run's own number of threads; no other library takes cores that the sweep has not counted.
+            env={"OMP_NUM_THREADS": "1"} | os.environ | {"PYTHONPATH": search},
         )
 
 

@@ -45,6 +45,10 @@ BAD_INPUT = {
     "no run": (["evaluate", "nowhere"], "'nowhere' is not the folder of a run"),
     "nothing to watch": (["watch", "nowhere"], "'nowhere' is not the folder of a run"),
     "nothing to report": (["report", "nowhere"], "'nowhere' is not the folder of a run"),
+    "histograms": (
+        ["train", "td3", *PENDULUM, "--histograms", "--no-tensorboard"],
+        "--histograms are for TensorBoard, which --no-tensorboard switches off",
+    ),
     "bench environment": (
         ["bench", "--env", "mujoco/HalfCheeta-v5"],
         "unknown environment 'mujoco/HalfCheeta-v5'. Did you mean 'mujoco/HalfCheetah-v5'",

@@ -60,7 +60,7 @@ def learning_rows(finals: dict[int, float] = FINALS) -> list[Row]:
 class Page(HTMLParser):
     """Tags balanced, ids, headings, table cells and text of a page."""
 
-    VOID = frozenset(["meta", "br", "hr", "img", "link", "input"])
+    VOID = frozenset(["meta", "br", "hr", "img", "link", "input", "wbr"])
 
     def __init__(self, html: str):
         super().__init__()
@@ -292,7 +292,7 @@ def test_tasks_are_lines_of_their_own(tmp_path: Path):
 def test_a_run_without_evaluation_gets_a_sentence(tmp_path: Path):
     rows = [row for row in learning_rows() if row.name != "eval/return"]
     run = write_run(tmp_path / "run", rows=rows)
-    assert "This run has no eval/return rows" in page_of(run).text
+    assert "There is no eval/return of any run" in page_of(run).text
     write_report([run], tmp_path / "out")
 
 
@@ -316,10 +316,16 @@ def test_a_continual_run_is_not_asked_for_returns(tmp_path: Path):
 
 @pytest.mark.parametrize("config", [{}, {"seeds": None, "environment": None, "env": ["a", "b"], "steps": "many"}])
 def test_every_key_and_row_is_optional(tmp_path: Path, config: dict[str, Any]):
-    (tmp_path / "run").mkdir()
-    write_json(tmp_path / "run" / "config.json", config)
-    html_path, _ = write_report([tmp_path / "run"], tmp_path / "out")
-    assert "Nothing has been recorded yet." in Page(html_path.read_text()).text
+    page = page_of(write_run(tmp_path / "run", config, [Row(0, "eval/return", 2.0, 7)]))
+    assert page.row("eval/return")[1] == "2"
+
+
+def test_a_run_without_numbers_is_named_and_alone_refused(tmp_path: Path):
+    empty, run = write_run(tmp_path / "empty", rows=[]), write_run(tmp_path / "run")
+    with pytest.raises(UsageError, match=r"empty': nothing has been recorded yet, so there is nothing to report"):
+        write_report([empty], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert "empty: nothing has been recorded yet." in page_of(empty, run).text
 
 
 def test_a_failed_run_says_why_and_missing_values_stay_missing(tmp_path: Path):
@@ -528,3 +534,19 @@ def test_hovering_shows_the_numbers_of_the_table(tmp_path: Path):
 def test_dollars_in_names_are_no_formulas(tmp_path: Path):
     config = CONFIG | {"agent": "a$b$_^{", "env": "$x_"}
     write_report([write_run(tmp_path / "r", config), write_run(tmp_path / "s")], tmp_path / "out")
+
+
+def test_the_picture_of_several_environments_has_room_for_its_titles(tmp_path: Path):
+    """The subtitle and the panels with their own titles do not lie on each other, with one row of panels or two."""
+    scores = {agent: dict.fromkeys(["Pong", "Boxing", "Qbert", "Freeway"], [1.0, 3.0]) for agent in ("dqn", "ppo")}
+    folders = games(tmp_path, scores)
+    for chosen in (folders[:2] + folders[4:6], folders):
+        report = read_report(chosen)
+        panels = {place: report.lines("eval/return", place) for place in report.places}
+        figure = figures.picture(panels, "steps", "return", "A title", "a subtitle " * 6)
+        figure.canvas.draw()
+        boxes = [axes.get_tightbbox() for axes in figure.axes if axes.get_visible()] + [
+            figure.texts[-1].get_window_extent()
+        ]
+        assert len(boxes) == len(panels) + 1
+        assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])

@@ -422,17 +422,18 @@ def test_a_killed_trial_is_resumed_and_a_stopped_sweep_goes_on(tmp_path):
 
 @needs_resume
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra `sweep` (ray)")
 def test_ray_loses_nothing_when_a_worker_is_killed(tmp_path):
     path = write(tmp_path, TINY.format(steps=3_000))
     runs = [tmp_path / "out" / "mine" / name for name in NAMES]
     sweep = start_sweep(path, "--engine", "ray", "--cores", "2")
     try:
-        wait_for(lambda: all(map(has_checkpoint, runs)), 250)
+        wait_for(lambda: all(map(has_checkpoint, runs)), 500)
         workers = set(trial_processes(tmp_path).values())
         assert len(workers) == 2
         os.kill(workers.pop(), signal.SIGKILL)
-        _, said = sweep.communicate(timeout=250)
+        _, said = sweep.communicate(timeout=500)
     finally:
         sweep.kill()
     assert sweep.returncode == 0, said

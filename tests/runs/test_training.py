@@ -39,7 +39,7 @@ def finished(tmp_path_factory) -> tuple[Path, dict]:
     out = tmp_path_factory.mktemp("finished")
     command = [sys.executable, "-m", "runs.cli", "train", "sac", *QUICK, "--out", str(out), "--name", "run"]
     command += ["--steps", "600", "--seeds", "2", "--seed", "5", "--json", "--checkpoint-every", "150"]
-    command.remove("--no-tensorboard")
+    command[command.index("--no-tensorboard")] = "--histograms"
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     return out / "run", json.loads(ended.stdout)
@@ -76,6 +76,24 @@ def test_summary_is_computed_from_the_table(finished):
     assert score["seeds"] == 2
     assert score["mean"] == pytest.approx(sum(v for v in values if v is not None) / 2)
     assert score["low"] <= score["mean"] <= score["high"]
+
+
+def test_histograms_of_every_network_stand_in_tensorboard_alone(finished):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run, _ = finished
+    for seed in (5, 6):
+        events = EventAccumulator(str(run / "tensorboard" / f"seed_{seed}"), {"histograms": 0})
+        events.Reload()
+        tags = events.Tags()["histograms"]
+        assert {tag.split("/")[1] for tag in tags} == {"actor", "critics"}  # no targets
+        found = events.Histograms(tags[0])
+        assert [event.step for event in found] == list(range(0, 601, 30))
+        state = checkpoint.read_seed(checkpoint.newest(run), seed)["agent"]["parts"]
+        _, network, name = tags[0].split("/")
+        assert found[-1].histogram_value.num == state[network][name].numel()
+        assert found[-1].histogram_value.sum == pytest.approx(float(state[network][name].sum()), abs=1e-4)
+    assert not [row for row in read_table(run) if row.name.startswith("weights/")]
 
 
 def test_config_reloads_the_run(finished, tmp_path):
