@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class L2(Intervention):
         self.names = decayed(learner, self.hidden)
 
     def penalty(self, learner: Learner, parameters: Mapping[str, Tensor]) -> Tensor:
-        return self.strength / 2 * total(parameters[name].square() for name in self.names)
+        return self.strength * half_squares([parameters[name] for name in self.names])
 
 
 @dataclass
@@ -66,8 +66,8 @@ class L2Init(Intervention):
         learner.copies.append(self.initial)
 
     def penalty(self, learner: Learner, parameters: Mapping[str, Tensor]) -> Tensor:
-        distance = _DISTANCES[self.distance]
-        return self.strength * total(distance(parameters[name] - start) for name, start in self.initial.items())
+        differences = [parameters[name] - start for name, start in self.initial.items()]
+        return self.strength * _DISTANCES[self.distance](differences)
 
     def after_step(self, learner: Learner, batch: Batch) -> None:
         if self.resample:
@@ -81,9 +81,9 @@ class L2Init(Intervention):
 
 
 _DISTANCES = {
-    "l2": lambda difference: difference.square() / 2,
-    "l1": lambda difference: difference.abs(),
-    "huber": lambda difference: F.huber_loss(difference, torch.zeros_like(difference), reduction="none"),
+    "l2": lambda differences: half_squares(differences),
+    "l1": lambda differences: total(d.abs() for d in differences),
+    "huber": lambda differences: total(F.huber_loss(d, torch.zeros_like(d), reduction="none") for d in differences),
 }
 
 
@@ -102,9 +102,11 @@ class W2Init(Intervention):
         learner.copies.append(self.initial)
 
     def penalty(self, learner: Learner, parameters: Mapping[str, Tensor]) -> Tensor:
-        pairs = ((parameters[name].flatten(1).sort(1), start) for name, start in self.initial.items())
-        return (
-            self.strength / 2 * total((own.values - start.flatten(1).sort(1).values).square() for own, start in pairs)
+        return self.strength * half_squares(
+            [
+                parameters[name].flatten(1).sort(1).values - start.flatten(1).sort(1).values
+                for name, start in self.initial.items()
+            ]
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -196,6 +198,25 @@ def decayed(learner: Learner, hidden: bool | None) -> list[str]:
     """What decays, with or without the hidden weights (None: with)."""
     spared = hidden_weights(learner) if hidden is False else []
     return [name for name in regularised(learner) if name not in spared]
+
+
+class _HalfSquares(torch.autograd.Function):
+    """With its gradient as one product; autograd's own way takes twice as long."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> Tensor:
+        ctx.save_for_backward(*tensors)
+        return torch.stack([torch.linalg.vecdot(t.flatten(1), t.flatten(1)) for t in tensors]).sum(0) / 2
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        (gradient,) = gradients
+        return tuple(t * gradient.view(-1, *[1] * (t.dim() - 1)) for t in ctx.saved_tensors)
+
+
+def half_squares(tensors: list[Tensor]) -> Tensor:
+    """½ Σ ||t||² of each member of tensors [K, ...]: [K]."""
+    return cast(Tensor, _HalfSquares.apply(*tensors)) if tensors else torch.zeros(())
 
 
 def total(terms: Any) -> Tensor:

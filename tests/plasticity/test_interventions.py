@@ -31,7 +31,7 @@ SETTINGS = {
     "weight-clip": ("weight-clip(factor=0.5)", "weight-clip(factor=100)"),
     "shrink-perturb": ("shrink-perturb", "shrink-perturb(keep=1)"),
     "shrink-perturb-step": ("shrink-perturb-step", "shrink-perturb-step(shrink=0,perturb=0)"),
-    "redo": ("redo(threshold=0.4,every=7,samples=32)", "redo(every=1000)"),
+    "redo": ("redo(threshold=0.4,every=7,samples=32,reset_steps=true)", "redo(every=1000)"),
     "cbp": ("cbp(rate=0.02,maturity=3)", "cbp(rate=0)"),
     "snr": ("snr(longest=2,every=2)", "snr(every=1000)"),
     "reset": ("reset", "reset(every=1000)"),
