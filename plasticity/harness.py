@@ -22,7 +22,9 @@ from plasticity.intervention import Batch, Intervention, Learner
 from plasticity.losses import majority_share, member_losses, member_scores
 from plasticity.mlp_gradients import MLPGradients, Passed, mlp_gradients
 from plasticity.networks import ARCHITECTURES, draw_
-from plasticity.optimisers.proposing import scaled_step
+from plasticity.optimisers.adamp import AdamP
+from plasticity.optimisers.proposing import ProposingOptimizer, scaled_step
+from plasticity.optimisers.sgdp import SGDP
 from plasticity.problems import Problem
 from plasticity.stacked import stack
 from plasticity.streams import generator, open_stream
@@ -109,8 +111,17 @@ class Trial:
         own = [optimizer for optimizer in offered if optimizer is not None]
         if len(own) > 1:
             raise ValueError("two of the interventions are optimisers; a network has one")
+        scales = any(i.scales_steps for i in self.interventions)
         if own:
+            if scales and not isinstance(own[0], ProposingOptimizer):
+                raise ValueError(
+                    f"{type(own[0]).__name__} cannot have its steps scaled; use one of plasticity.optimisers"
+                )
             return own[0]
+        if scales:  # without projection they are Adam and SGD
+            if problem.optimizer == "adam":
+                return AdamP(parameters, problem.learning_rate, delta=0.0, stacked=True)
+            return SGDP(parameters, problem.learning_rate, problem.momentum, delta=0.0, stacked=True)
         if problem.optimizer == "adam":
             return Adam(parameters, problem.learning_rate)
         return torch.optim.SGD(parameters, problem.learning_rate, problem.momentum)

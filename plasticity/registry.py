@@ -45,7 +45,7 @@ REASONS = {
     "batch": "each sets the size of the batch",
 }
 
-_HERE = "plasticity.interventions"
+_HERE, _SHELF = "plasticity.interventions", "plasticity.optimisers"
 INTERVENTIONS: dict[str, Entry] = {
     "none": Entry("plasticity.intervention:Intervention"),
     "l2": Entry(f"{_HERE}.regularisers:L2"),
@@ -78,6 +78,16 @@ INTERVENTIONS: dict[str, Entry] = {
     "activation": Entry(f"{_HERE}.activations:WithActivation", takes=("nonlinearity",)),
     "leaky-relu": Entry(f"{_HERE}.activations:WithLeakyReLU", takes=("nonlinearity",)),
     "smooth-leaky": Entry(f"{_HERE}.activations:WithSmoothLeakyReLU", takes=("nonlinearity",)),
+    "adamp": Entry(f"{_SHELF}.adamp:WithAdamP", takes=("optimiser",)),
+    "sgdp": Entry(f"{_SHELF}.sgdp:WithSGDP", takes=("optimiser",)),
+    "muon": Entry(f"{_SHELF}.muon:WithMuon", takes=("optimiser",)),
+    "normuon": Entry(f"{_SHELF}.normuon:WithNorMuon", takes=("optimiser",)),
+    "upgd": Entry(f"{_SHELF}.upgd:WithUPGD", takes=("optimiser",)),
+    "trac": Entry(f"{_SHELF}.trac:WithTRAC", takes=("optimiser",)),
+    "lipschitz": Entry(f"{_SHELF}.lipschitz:WithLipschitz", takes=("optimiser", "scale")),
+    "seednorm": Entry("plasticity.seednorm:WithSeeDNorm", takes=("normaliser",)),
+    "safe-step": Entry("plasticity.safe_step:SafeStep"),
+    "adaptive-batch": Entry("plasticity.adaptive_batch:AdaptiveBatch", takes=("optimiser", "batch")),
 }
 ALIASES = {"ln": "layernorm", "fresh": "reset"}
 

@@ -49,12 +49,23 @@ SETTINGS = {
     "activation": ("activation(kind=gelu)", "activation(kind=relu)"),
     "leaky-relu": ("leaky-relu(slope=0.1)", "leaky-relu(slope=0)"),
     "smooth-leaky": ("smooth-leaky", None),
+    "adamp": ("adamp(weight_decay=0.1,delta=0.5)", "adamp(delta=0)"),
+    "sgdp": ("sgdp(weight_decay=0.1,delta=0.5)", None),
+    "muon": ("muon", None),
+    "normuon": ("normuon", None),
+    "upgd": ("upgd(sigma=0.01)", None),
+    "trac": ("trac(first_scale=0.01)", None),
+    "lipschitz": ("lipschitz(max_norm=0.8,learning_rate=0.02)", None),
+    "seednorm": ("seednorm(heads=3)", None),
+    "safe-step": ("safe-step(r_target=0.01)", "safe-step(r_target=1e9)"),
+    "adaptive-batch": ("adaptive-batch", None),
 }
 COMBINED = [
     "l2-init+redo(threshold=0.4,every=7)+hare-tortoise(momentum=0.9,every=8)",
     "crelu+cbp(rate=0.02,maturity=3)+weight-decay+weight-clip(factor=1.5)",
     "churn(strength=1)+adamw+injection+l2",
     "nap+redo(threshold=0.4,every=7)+shrink-perturb+crelu+l2",
+    "muon+safe-step(r_target=0.01)+redo(threshold=0.4,every=7)",
 ]
 ON = [*(on for on, _ in SETTINGS.values()), *COMBINED]
 OF_UNITS = ["redo", "cbp", "snr", "reset-last", "crelu", "fourier"]
@@ -120,6 +131,7 @@ def test_runs_on_a_fake_gpu_without_mixing_devices_or_waiting_for_it(text, monke
 def test_boundaries_are_declared():
     assert {name for name in INTERVENTIONS if uses_boundaries(name)} == {
         "shrink-perturb", "reset", "reset-head", "reset-last", "reset-optimizer", "adam-rel", "injection",
+        "adaptive-batch",
     }  # fmt: skip
     assert not make("shrink-perturb(every=10)")[0].uses_boundaries
 

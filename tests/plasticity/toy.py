@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from plasticity.intervention import Batch, Intervention, Learner
+from plasticity.optimisers.adamp import AdamP
 from plasticity.optimisers.proposing import scaled_step
 from plasticity.registry import make
 from plasticity.stacked import stack
@@ -99,6 +101,8 @@ class Training:
         chosen = [i.optimizer(whole, whole.parameters(), 1e-2, not single) for i in self.interventions]
         chosen = [o for o in chosen if o is not None]
         make_optimizer = optimizer or (lambda parameters: torch.optim.Adam(parameters, lr=1e-2, fused=True))
+        if any(i.scales_steps for i in self.interventions):
+            make_optimizer = partial(AdamP, lr=1e-2, delta=0.0, stacked=not single)
         self.learner = Learner(
             network=whole,
             structure=find_structure(whole),
