@@ -1,7 +1,7 @@
 """Environments: the one vectorised runner and its backends.
 
 Here belongs what turns actions into observations: the `Runner` contract, `make`, native MuJoCo and dm_control tasks on
-`mujoco.batch`, Atari on ALE's own vector environment, everything else through Gymnasium. This room knows nothing of
+`mujoco.batch`, classic control, Atari on ALE's own vector environment, everything else through Gymnasium. This room knows nothing of
 learning: no agent, no replay, no schedule. It imports no other room.
 """
 

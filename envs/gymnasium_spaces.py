@@ -63,8 +63,10 @@ def _one_hot(count: int, start: int) -> Encode:
 
 
 def _discrete(num_envs: int, start: int) -> Decode:
+    shape = torch.Size((num_envs,))
+
     def decode(action: Tensor) -> list[int]:
-        if action.shape != (num_envs,) or action.dtype != torch.int64:
+        if action.shape != shape or action.dtype != torch.int64:
             raise ValueError(f"actions must be int64 [{num_envs}], got {action.dtype} {list(action.shape)}")
         values = action.tolist()
         return [value + start for value in values] if start else values
@@ -74,11 +76,14 @@ def _discrete(num_envs: int, start: int) -> Decode:
 
 def _continuous(num_envs: int, space: Box) -> Decode:
     size = int(np.prod(space.shape))
+    shape, dtype, is_vector = torch.Size((num_envs, size)), space.dtype, len(space.shape) == 1
 
     def decode(action: Tensor) -> list[np.ndarray]:
-        if action.shape != (num_envs, size) or not action.is_floating_point():
+        if action.shape != shape or not action.is_floating_point():
             raise ValueError(f"actions must be float32 [{num_envs}, {size}], got {action.dtype} {list(action.shape)}")
         # astype copies: the caller may reuse its tensor, and the rows are kept for an exact resume.
-        return list(action.detach().cpu().numpy().astype(space.dtype).reshape(num_envs, *space.shape))
+        values = action.numpy() if action.is_cpu and not action.requires_grad else action.numpy(force=True)
+        rows = values.astype(dtype)
+        return list(rows if is_vector else rows.reshape(num_envs, *space.shape))
 
     return decode

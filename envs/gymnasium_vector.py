@@ -29,7 +29,7 @@ from torch import Tensor
 from envs.dm_control_env import SUITE, DmControlEnv
 from envs.graphics import load_compiler_first
 from envs.gymnasium_spaces import actions, observations
-from envs.host_step import MemoryRing, StepMemory, check_task_args, raise_not_finite, take_row_seeds
+from envs.host_step import MemoryRing, StepMemory, check_task_args, raise_not_finite, resized, take_row_seeds
 from envs.registry import EnvironmentNotFound
 from envs.runner import RunnerSpec, Step
 
@@ -200,33 +200,31 @@ class GymnasiumRunner:
             raise RuntimeError("recv needs a send before it")
         sent, self._sent = self._sent, None
         memory = self._written = self._memory.next()
-        total, any_ended = 0.0, False
-        for index, row in enumerate(self._rows):
-            obs, reward, terminated, truncated = row.step(sent[index])
-            ended = terminated or truncated
+        memory.nothing_ended()
+        reward_sum, ended = 0.0, []
+        for index, (row, action) in enumerate(zip(self._rows, sent, strict=True)):
+            obs, reward, terminated, truncated = row.step(action)
             memory.obs[index] = self._encode(obs)
             memory.reward[index] = reward
-            memory.terminated[index] = terminated
-            memory.truncated[index] = truncated
-            memory.episode_ended[index] = ended
-            memory.episode_return[index] = row.return_ if ended else 0.0
-            memory.episode_length[index] = len(row.actions) if ended else 0
-            total += reward
-            any_ended |= ended
-        self._check_finite(memory, total)
-        if any_ended:
+            reward_sum += reward
+            if terminated or truncated:
+                ended.append(index)
+                memory.terminated[index], memory.truncated[index] = terminated, truncated
+                memory.episode_return[index], memory.episode_length[index] = row.return_, len(row.actions)
+                memory.episode_ended[index] = True
+        self._check_finite(memory, reward_sum)
+        if ended:
             memory.final_obs[...] = memory.obs
-            for index, row in enumerate(self._rows):
-                if memory.episode_ended[index]:
-                    memory.obs[index] = self._encode(row.start_episode())
+            for index in ended:
+                memory.obs[index] = self._encode(self._rows[index].start_episode())
             self._check_finite(memory, 0.0)
-        return memory.publish(any_ended)
+        return memory.publish(bool(ended))
 
     def _check_finite(self, memory: StepMemory, reward_sum: float) -> None:
-        obs = memory.obs
+        obs = memory.flat_obs
         # A sum of squares is not finite if any element is not; the slower search also clears those merely too large.
-        if not math.isfinite(reward_sum) or (obs.dtype != np.uint8 and not math.isfinite(np.vdot(obs, obs))):
-            raise_not_finite(self.spec.env_id, obs, memory.reward)
+        if not math.isfinite(reward_sum) or (obs.dtype != np.uint8 and not math.isfinite(obs.dot(obs))):
+            raise_not_finite(self.spec.env_id, memory.obs, memory.reward)
 
     def render(self, row: int = 0, height: int = 480, width: int = 480) -> np.ndarray:
         """The environment's own picture, uint8 [height, width, 3], resized if its size is fixed.
@@ -240,11 +238,7 @@ class GymnasiumRunner:
         picture = env.render()
         if not isinstance(picture, np.ndarray):
             raise RuntimeError(f"{self.spec.env_id} draws no picture")
-        if picture.shape[:2] == (height, width):
-            return picture
-        import cv2
-
-        return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+        return resized(picture, height, width)
 
     def state_dict(self) -> dict[str, Any]:
         """Per row its seed, its generator when the episode began, and the episode's actions."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Mapping
+import struct
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ _SCALARS = (
     ("episode_ended", torch.bool),
 )
 _BYTES_PER_ROW = sum(dtype.itemsize for _, dtype in _SCALARS)
+_ONE_ROW = struct.Struct("=qff???")  # the same
 
 
 def _scalar_views(block: Tensor, num_envs: int) -> dict[str, Tensor]:
@@ -39,6 +42,7 @@ class StepMemory:
 
     obs, final_obs [N, *obs_shape]; reward, episode_return [N] float32; episode_length [N] int64; terminated, truncated,
     episode_ended [N] bool. On a CUDA device the memory is pinned and `publish` uploads it without waiting.
+    For one row, `write_row` takes the numbers of the fields in `_SCALARS`, `write_obs` those of a float32 observation.
     """
 
     def __init__(self, spec: ObservationSpec, num_envs: int, device: torch.device) -> None:
@@ -50,6 +54,7 @@ class StepMemory:
         self._final_obs = torch.zeros(shape, dtype=spec.dtype, pin_memory=cuda)
         self._scalars = _scalar_views(self._block, num_envs)
         self.obs: np.ndarray = self._obs.numpy()
+        self.flat_obs = self.obs.reshape(-1)  # the same memory
         self.final_obs: np.ndarray = self._final_obs.numpy()
         self.reward: np.ndarray = self._scalars["reward"].numpy()
         self.terminated: np.ndarray = self._scalars["terminated"].numpy()
@@ -58,6 +63,13 @@ class StepMemory:
         self.episode_length: np.ndarray = self._scalars["episode_length"].numpy()
         self.episode_ended: np.ndarray = self._scalars["episode_ended"].numpy()
         self._uploaded = torch.cuda.Event() if cuda else None
+        self.holds_ends = False
+        if num_envs == 1:  # one call for all numbers of the row takes a third of the time of assignments to arrays
+            self.write_row: Callable[..., None] = partial(_ONE_ROW.pack_into, self._block.numpy().data, 0)
+            self.reward_number = self.reward.data
+            if spec.dtype == torch.float32:
+                numbers = struct.Struct(f"{self.obs.size}f")
+                self.write_obs: Callable[..., None] = partial(numbers.pack_into, self.obs.data.cast("B"), 0)
         # Built once: at one row, making the tensors anew would cost more than a cheap environment's whole step.
         self._alike = Step(obs=self._obs, final_obs=self._obs, **self._scalars)
         self._apart = Step(obs=self._obs, final_obs=self._final_obs, **self._scalars)
@@ -67,8 +79,17 @@ class StepMemory:
         if self._uploaded is not None:
             self._uploaded.synchronize()
 
+    def nothing_ended(self) -> None:
+        """Set all fields but the observations to zero, unless they are because nothing had ended before either.
+
+        Whoever calls this writes `reward` at every step, and the others where an episode ended.
+        """
+        if self.holds_ends:
+            self._block.zero_()
+
     def publish(self, any_ended: bool) -> Step:
         """The Step on the device. Unless `any_ended`, its `final_obs` is `obs` and this memory's own is not read."""
+        self.holds_ends = any_ended
         if self._uploaded is None:
             return self._apart if any_ended else self._alike
         obs = self._obs.to(self.device, non_blocking=True)
@@ -106,6 +127,8 @@ class MemoryRing:
 
     def __init__(self, spec: ObservationSpec, num_envs: int, device: torch.device) -> None:
         self._memories = itertools.cycle([StepMemory(spec, num_envs, device) for _ in range(3)])
+        if device.type != "cuda":  # nothing is uploaded that could be waited for
+            self.next = self._memories.__next__
 
     def next(self) -> StepMemory:
         """The memory to write now, after its last upload has read it."""
@@ -120,6 +143,15 @@ def raise_not_finite(env_id: str, obs: np.ndarray, reward: np.ndarray) -> None:
         bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
         if bad.any():
             raise FloatingPointError(f"{env_id}: the {quantity} of row {int(bad.argmax())} is not finite")
+
+
+def resized(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A picture uint8 [H, W, 3] in another size."""
+    if picture.shape[:2] == (height, width):
+        return picture
+    import cv2
+
+    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def check_task_args(env_id: str, given: Collection[str], accepted: Collection[str]) -> None:

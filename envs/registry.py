@@ -17,10 +17,10 @@ class EnvironmentNotFound(ValueError):
 
 def known_ids() -> list[str]:
     """Every environment id that `make` accepts on this machine, sorted; of Gymnasium's only the newest versions."""
-    from envs import atari, gymnasium_vector, mujoco_batch, schedules
+    from envs import atari, classic_control, gymnasium_vector, mujoco_batch, schedules
 
-    backends = (mujoco_batch, atari, gymnasium_vector, schedules)
-    return sorted({env_id for backend in backends for env_id in backend.known_ids()})
+    backends = (mujoco_batch, classic_control, atari, gymnasium_vector, schedules)
+    return sorted({name for backend in backends for name in backend.known_ids()})
 
 
 def check_id(env_id: str) -> None:
@@ -30,9 +30,9 @@ def check_id(env_id: str) -> None:
 
 def _backend(env_id: str) -> ModuleType:
     """The first backend that runs this id: a native one before Gymnasium's own."""
-    from envs import atari, gymnasium_vector, mujoco_batch, schedules
+    from envs import atari, classic_control, gymnasium_vector, mujoco_batch, schedules
 
-    for backend in (mujoco_batch, atari, schedules):
+    for backend in (mujoco_batch, classic_control, atari, schedules):
         if env_id in backend.known_ids():
             return backend
     if gymnasium_vector.accepts(env_id):

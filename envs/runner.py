@@ -85,7 +85,7 @@ class RunnerSpec:
     """What a record of a run must say about its environments."""
 
     env_id: str
-    backend: str  # "mujoco.batch", "ale", "gymnasium"
+    backend: str  # "mujoco.batch", "classic_control", "ale", "gymnasium"
     horizon: int | None  # steps until truncation, None if there is no limit
     action_repeat: int  # emulator frames or control steps per action
     settings: dict[str, Any]  # every setting that changes the task: sticky actions, reward clipping, ...

@@ -233,7 +233,7 @@ def test_a_setting_that_does_not_exist_names_those_that_do():
 
 
 def test_a_setting_reaches_the_environment():
-    runner = envs.make("gym/CartPole-v1", sutton_barto_reward=True)
+    runner = gymnasium_vector.make("gym/CartPole-v1", 1, 0, "cpu", sutton_barto_reward=True)
     assert runner.spec.settings == {"sutton_barto_reward": True}
     runner.reset()
     assert runner.step(torch.tensor([0])).reward.tolist() == [0.0]  # 1 without it

@@ -22,8 +22,8 @@ from envs import registry
         ("dmc/quadruped-escape", "gymnasium"),
         ("mujoco/Reacher-v5", "mujoco.batch"),
         ("atari/Pong", "ale"),
-        ("gym/CartPole-v1", "gymnasium"),
-        ("gym/CartPole-v0", "gymnasium"),
+        ("gym/CartPole-v1", "classic_control"),
+        ("gym/CartPole-v0", "gymnasium"),  # the newest versions are native
         ("gym/HalfCheetah-v5", "gymnasium"),  # plain Gymnasium on request
         ("gym/counter_env:neoteny/Counter-v0", "gymnasium"),
     ],

@@ -264,9 +264,9 @@ def test_diverged_run_stops_with_step_and_quantity_and_keeps_the_last_good_check
 
 
 def test_nan_observation_stops_the_run(tmp_path, monkeypatch, capsys):
-    from gymnasium.envs.classic_control.pendulum import PendulumEnv
+    from gymnasium.envs.mujoco.inverted_pendulum_v5 import InvertedPendulumEnv
 
-    true_step, calls = PendulumEnv.step, 0
+    true_step, calls = InvertedPendulumEnv.step, 0
 
     def step(self, action):
         nonlocal calls
@@ -274,8 +274,8 @@ def test_nan_observation_stops_the_run(tmp_path, monkeypatch, capsys):
         obs, *rest = true_step(self, action)
         return (obs * float("nan") if calls > 1000 else obs), *rest
 
-    monkeypatch.setattr(PendulumEnv, "step", step)
-    assert train(tmp_path, "--steps", "2000", "--seeds", "1", "--eval-every", "2000") == 1
+    monkeypatch.setattr(InvertedPendulumEnv, "step", step)
+    assert train(tmp_path, "--env", "gym/InvertedPendulum-v5", "--steps", "2000", "--seeds", "1", "--eval-every", "2000") == 1
     assert re.search(r"the observation of row 0 is not finite, at step \d+ of seed 0", capsys.readouterr().err)
     assert "observation" in read_json(tmp_path / "run" / "status.json")["error"]
 
