@@ -1,8 +1,8 @@
 """Environments: the one vectorised runner and its backends.
 
 Here belongs what turns actions into observations: the `Runner` contract, `make`, native MuJoCo and dm_control tasks on
-`mujoco.batch`, classic control, Atari on ALE's own vector environment, everything else through Gymnasium. This room knows nothing of
-learning: no agent, no replay, no schedule. It imports no other room.
+`mujoco.batch`, native classic control, Atari on ALE's own vector environment, everything else through Gymnasium. This
+room knows nothing of learning: no agent, no replay, no schedule. It imports no other room.
 """
 
 from __future__ import annotations

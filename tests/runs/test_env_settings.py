@@ -55,7 +55,11 @@ def test_what_cannot_be_a_setting_is_one_sentence(flags, message):
         ),
         ("dmc/walker-walk", ["--image-size", "64"], "only with obs='pixels'"),
         ("gym/CartPole-v1", ["--obs", "pixels"], "no setting 'obs'"),
-        ("gym/Pendulum-v1", ["--env-set", "max_episode_steps=long"], "must be a whole number of at least 1, got 'long'"),
+        (
+            "gym/Pendulum-v1",
+            ["--env-set", "max_episode_steps=long"],
+            "must be a whole number of at least 1, got 'long'",
+        ),
         ("gym/CartPole-v0", ["--env-set", "max_episode_steps=long"], "does not take the settings"),
     ],
 )

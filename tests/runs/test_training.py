@@ -275,7 +275,8 @@ def test_nan_observation_stops_the_run(tmp_path, monkeypatch, capsys):
         return (obs * float("nan") if calls > 1000 else obs), *rest
 
     monkeypatch.setattr(InvertedPendulumEnv, "step", step)
-    assert train(tmp_path, "--env", "gym/InvertedPendulum-v5", "--steps", "2000", "--seeds", "1", "--eval-every", "2000") == 1
+    flags = ["--env", "gym/InvertedPendulum-v5", "--steps", "2000", "--seeds", "1", "--eval-every", "2000"]
+    assert train(tmp_path, *flags) == 1
     assert re.search(r"the observation of row 0 is not finite, at step \d+ of seed 0", capsys.readouterr().err)
     assert "observation" in read_json(tmp_path / "run" / "status.json")["error"]
 
