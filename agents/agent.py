@@ -8,16 +8,18 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from agents.population import Axes, RandomStream, copy_state_, of_seed
+from agents.replay import Replay
 from envs.runner import ActionSpec, ContinuousActionSpec, DiscreteActionSpec, ObservationSpec, Step
 from plasticity.adam import Adam
 
 Metrics = dict[str, Tensor]
-Generators = Mapping[str, torch.Generator]
+Streams = Mapping[str, RandomStream]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-# One generator for each purpose an agent draws random numbers for; `runs` spawns them from the seed.
+# One stream for each purpose an agent draws random numbers for; `runs` spawns them from the seed.
 PURPOSES = ("initialisation", "exploration", "sampling", "update", "evaluation")
 
 
@@ -25,30 +27,47 @@ class Agent(Protocol):
     """What the loop needs of an agent.
 
     Every module of an agent offers `Config` and `Agent(observation_spec, action_spec, config, *, num_envs, device,
-    generators, compiled=False)`, which raises ValueError if the agent cannot act in such an environment.
+    streams, compiled=False)`, which raises ValueError if the agent cannot act in such an environment.
+
+    Several seeds in one agent. Streams of S seeds make a population (`agents.population`): whatever goes in and comes
+    out has S in front, and every seed is, to rounding, what it would be alone. Shapes below show it as *S, empty for
+    one seed. To be liftable an agent
+
+    * counts axes from the end, in losses (one ends in `.mean(-1)` over its batch, and is [*S]) and in networks, which
+      it writes as for one seed, as `agents.networks.Liftable`, and makes by `new_network`;
+    * draws from its streams alone, in shapes without *S, and keeps what it remembers in tensors with *S in front; a 0-d
+      tensor is common to all seeds, as are its counters, so nothing that a seed's numbers decide may choose what is
+      computed next;
+    * hands all of it to `parts_state` and `load_parts_state`: what is saved is one seed's, and knows no population.
+
+    An agent that is not calls `require_one_seed` first; its seeds are then trained in processes.
     """
 
-    steps: int  # environment steps observed, summed over environments
+    steps: int  # environment steps observed by each seed, summed over its environments
     updates: int  # gradient steps taken
 
     def act(self, obs: Tensor, explore: bool) -> Tensor:
-        """obs [N, *obs_shape] -> action [N, A] in the environment's units, or [N] int64.
+        """obs [*S, N, *obs_shape] -> action [*S, N, A] in the environment's units, or [*S, N] int64.
 
         With `explore`, the agent remembers obs and action: the next `observe` completes the transition.
         """
         ...
 
     def observe(self, step: Step) -> None:
-        """Take in what the last exploring `act` led to."""
+        """Take in what the last exploring `act` led to; fields are [*S, N, ...]."""
         ...
 
     def update(self) -> Metrics:
-        """Take the gradient steps that are due. Returns 0-d tensors of the last one; empty if none was due."""
+        """Take the gradient steps that are due. Returns tensors [*S] of the last one; empty if none was due."""
         ...
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self, seed: int = 0) -> dict[str, Any]:
+        """Everything that decides the future of one seed; `seed` counts from 0 through a population."""
+        ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any], seed: int = 0) -> None:
+        """Restore exactly. All seeds of a population must be given states of the same step."""
+        ...
 
 
 def updates_due(steps: int, num_envs: int, warmup_steps: int, update_every: int) -> int:
@@ -71,14 +90,16 @@ def compiled_if(compiled: bool, function: Function) -> Function:
 
 
 def gradient_step(optimizer: Adam, loss: Tensor, max_norm: float = math.inf) -> None:
-    """One step of the optimiser's parameters down `loss` []; nothing else that the loss went through gets a gradient.
+    """One step of the optimiser's parameters down `loss` [*S]; nothing else that the loss went through gets a gradient.
 
-    A gradient longer than `max_norm`, over all parameters together, is scaled down to it.
+    A gradient longer than `max_norm`, over all parameters of a seed together, is scaled down to it.
     """
-    gradients = torch.autograd.grad(loss, optimizer.parameters)
+    gradients = torch.autograd.grad(loss.sum() if loss.ndim else loss, optimizer.parameters)
     if max_norm < math.inf:
-        scale = (max_norm / (nn.utils.get_total_norm(gradients) + 1e-6)).clamp(max=1)
-        gradients = torch._foreach_mul(gradients, scale)
+        norms = [torch.linalg.vector_norm(gradient.reshape(*loss.shape, -1), dim=-1) for gradient in gradients]
+        norm = torch.linalg.vector_norm(torch.stack(norms, -1), dim=-1)
+        scale = (max_norm / (norm + 1e-6)).clamp(max=1)
+        gradients = [g * scale.reshape(*loss.shape, *[1] * (g.ndim - loss.ndim)) for g in gradients]
     optimizer.step(gradients)
 
 
@@ -88,24 +109,31 @@ def lerp_(targets: list[Tensor], sources: list[Tensor], rate: float) -> None:
     torch._foreach_lerp_(targets, sources, rate)
 
 
-def parts_state(parts: Mapping[str, Any]) -> dict[str, Any]:
-    """The state of networks, optimisers, replay (by `state_dict`) and generators (by `get_state`)."""
-    return {
-        name: part.get_state() if isinstance(part, torch.Generator) else part.state_dict()
-        for name, part in parts.items()
-    }
+def parts_state(parts: Mapping[str, Any], seed: int, lead: Axes) -> dict[str, Any]:
+    """The state of one seed: of networks, optimisers, tensors, replay and random streams, by name."""
+    return {name: _part_state(part, seed, lead) for name, part in parts.items()}
 
 
-def load_parts_state(parts: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Undo `parts_state`. Raises ValueError if a part is missing from `state`."""
+def _part_state(part: Any, seed: int, lead: Axes) -> Any:
+    if isinstance(part, Replay):
+        return part.state_dict(seed)
+    if isinstance(part, RandomStream):
+        return part.generators[seed].get_state()
+    return of_seed(part.detach() if isinstance(part, Tensor) else part.state_dict(), seed, lead)
+
+
+def load_parts_state(parts: Mapping[str, Any], state: Mapping[str, Any], seed: int, lead: Axes) -> None:
+    """Undo `parts_state`. Raises ValueError if a part is missing from `state`, or does not fit."""
     missing = [name for name in parts if name not in state]
     if missing:
         raise ValueError(f"the saved agent has no '{missing[0]}': it was saved by another kind of agent")
     for name, part in parts.items():
-        if isinstance(part, torch.Generator):
-            part.set_state(state[name])
+        if isinstance(part, Replay):
+            part.load_state_dict(state[name], seed)
+        elif isinstance(part, RandomStream):
+            part.generators[seed].set_state(state[name])
         else:
-            part.load_state_dict(state[name])
+            copy_state_(_part_state(part, seed, lead), state[name], name)
 
 
 class ActionScale:
@@ -117,7 +145,7 @@ class ActionScale:
         self.half_range = ((high - low) / 2).to(device)
 
     def to_environment(self, action: Tensor) -> Tensor:
-        """[N, A] in [-1, 1] -> [N, A] in [low, high]."""
+        """[..., A] in [-1, 1] -> [..., A] in [low, high]."""
         return torch.addcmul(self.centre, self.half_range, action)
 
 

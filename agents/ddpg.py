@@ -20,8 +20,8 @@ from torch import Tensor
 
 from agents.agent import (
     ActionScale,
-    Generators,
     Metrics,
+    Streams,
     check_config,
     compiled_if,
     gradient_step,
@@ -33,7 +33,8 @@ from agents.agent import (
     take_pending,
     updates_due,
 )
-from agents.networks import Critics, DeterministicActor, initialise_
+from agents.networks import Critics, DeterministicActor, new_network
+from agents.population import common_lead
 from agents.replay import Batch, Replay
 from envs.runner import ActionSpec, ObservationSpec, Step
 from plasticity.adam import Adam
@@ -72,22 +73,22 @@ class Config:
 
 @torch.no_grad()
 def td_target(target_actor: DeterministicActor, target_critic: Critics, batch: Batch) -> Tensor:
-    """r + γ (1 - terminated) Q'(s', π'(s')), [B]. Algorithm 1."""
+    """r + γ (1 - terminated) Q'(s', π'(s')), [*S, B]. Algorithm 1."""
     value = target_critic.first(batch.next_obs, target_actor(batch.next_obs))
     return batch.reward + batch.discount * ~batch.terminated * value
 
 
 def critic_loss(critic: Critics, batch: Batch, target: Tensor) -> tuple[Tensor, Metrics]:
-    """Mean squared TD error. target [B]."""
+    """Mean squared TD error. target [*S, B]."""
     value = critic.first(batch.obs, batch.action)
     assert value.shape == target.shape, value.shape
-    loss = (value - target).square().mean()
-    return loss, {"loss/critic": loss.detach(), "value/mean": value.detach().mean()}
+    loss = (value - target).square().mean(-1)
+    return loss, {"loss/critic": loss.detach(), "value/mean": value.detach().mean(-1)}
 
 
 def actor_loss(actor: DeterministicActor, critic: Critics, batch: Batch) -> tuple[Tensor, Metrics]:
     """- mean Q(s, π(s)): the deterministic policy gradient, eq. 6."""
-    loss = -critic.first(batch.obs, actor(batch.obs)).mean()
+    loss = -critic.first(batch.obs, actor(batch.obs)).mean(-1)
     return loss, {"loss/actor": loss.detach()}
 
 
@@ -102,27 +103,25 @@ class Agent:
         *,
         num_envs: int,
         device: torch.device,
-        generators: Generators,
+        streams: Streams,
         compiled: bool = False,
     ):
         observations = require_flat("ddpg", observation_spec)
         action_spec = require_continuous("ddpg", action_spec)
-        self.config, self.num_envs, self.device = config, num_envs, device
-        self.exploration = generators["exploration"]
+        self.config, self.num_envs, self.device, self.lead = config, num_envs, device, common_lead(streams)
+        self.exploration = streams["exploration"]
         self.scale = ActionScale(action_spec, device)
         self.action_size = action_spec.size
-        with device:
-            self.actor = DeterministicActor(observations, self.action_size, config.hidden, config.layer_norm)
-            self.critic = Critics(1, observations, self.action_size, config.hidden, config.layer_norm)
-        for net in (self.actor, self.critic):
-            initialise_(net, generators["initialisation"])
+        sizes = observations, self.action_size, config.hidden, config.layer_norm
+        self.actor = new_network(lambda: DeterministicActor(*sizes), streams["initialisation"])
+        self.critic = new_network(lambda: Critics(1, *sizes), streams["initialisation"])
         self.target_actor, self.target_critic = copy.deepcopy(self.actor), copy.deepcopy(self.critic)
         self.online_parameters: list[Tensor] = [*self.actor.parameters(), *self.critic.parameters()]
         self.target_parameters: list[Tensor] = [*self.target_actor.parameters(), *self.target_critic.parameters()]
         self.actor_optimizer = Adam(list(self.actor.parameters()), config.learning_rate)
         self.critic_optimizer = Adam(list(self.critic.parameters()), config.learning_rate)
         self.replay = Replay(
-            config.replay_capacity, num_envs, observation_spec, action_spec, device, generators["sampling"]
+            config.replay_capacity, num_envs, observation_spec, action_spec, device, streams["sampling"]
         )
         self.steps = self.updates = 0
         self.pending: tuple[Tensor, Tensor] | None = None  # obs and action that wait for their outcome
@@ -134,11 +133,11 @@ class Agent:
     def act(self, obs: Tensor, explore: bool) -> Tensor:
         if not explore:
             return self.scale.to_environment(self.actor(obs))
-        shape = (obs.shape[0], self.action_size)
+        shape = (obs.shape[-2], self.action_size)
         if self.steps < self.config.warmup_steps:
-            action = torch.rand(shape, device=self.device, generator=self.exploration) * 2 - 1
+            action = self.exploration.uniform(*shape) * 2 - 1
         else:
-            noise = torch.randn(shape, device=self.device, generator=self.exploration)
+            noise = self.exploration.normal(*shape)
             action = torch.add(self.actor(obs), noise, alpha=self.config.exploration_noise).clamp_(-1, 1)
         self.pending = obs, action
         return self.scale.to_environment(action)
@@ -181,9 +180,10 @@ class Agent:
             "exploration": self.exploration,
         }
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"parts": parts_state(self._parts()), "steps": self.steps, "updates": self.updates}
+    def state_dict(self, seed: int = 0) -> dict[str, Any]:
+        parts = parts_state(self._parts(), seed, self.lead)
+        return {"parts": parts, "steps": self.steps, "updates": self.updates}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        load_parts_state(self._parts(), state["parts"])
+    def load_state_dict(self, state: dict[str, Any], seed: int = 0) -> None:
+        load_parts_state(self._parts(), state["parts"], seed, self.lead)
         self.steps, self.updates, self.pending = state["steps"], state["updates"], None

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agents.agent import (
-    Generators,
     Metrics,
+    Streams,
     check_config,
     compiled_if,
     gradient_step,
@@ -33,7 +33,8 @@ from agents.agent import (
     take_pending,
     updates_due,
 )
-from agents.networks import NatureCNN, initialise_, mlp
+from agents.networks import Liftable, NatureCNN, mlp, new_network
+from agents.population import common_lead
 from agents.replay import Batch, Replay
 from envs.runner import ActionSpec, ObservationSpec, Step
 from plasticity.adam import Adam
@@ -79,8 +80,8 @@ class Config:
         check_config(self)
 
 
-class QNetwork(nn.Module):
-    """Action values Q(s, ·): obs [B, *obs_shape] -> [B, number of actions]."""
+class QNetwork(Liftable):
+    """Action values Q(s, ·): obs [*S, B, *obs_shape] -> [*S, B, number of actions]."""
 
     def __init__(self, observation_spec: ObservationSpec, actions: int, hidden: tuple[int, ...], layer_norm: bool):
         super().__init__()
@@ -96,16 +97,17 @@ class QNetwork(nn.Module):
 
 @torch.no_grad()
 def td_target(target_net: QNetwork, batch: Batch) -> Tensor:
-    """r + γ (1 - terminated) max_a' Q'(s', a'), [B]."""
-    return batch.reward + batch.discount * ~batch.terminated * target_net(batch.next_obs).amax(1)
+    """r + γ (1 - terminated) max_a' Q'(s', a'), [*S, B]."""
+    return batch.reward + batch.discount * ~batch.terminated * target_net(batch.next_obs).amax(-1)
 
 
 def td_loss(net: QNetwork, batch: Batch, target: Tensor, huber: bool) -> tuple[Tensor, Metrics]:
-    """Mean squared (or Huber) TD error of the actions taken. target [B]."""
-    value = net(batch.obs).gather(1, batch.action[:, None]).squeeze(1)
+    """Mean squared (or Huber) TD error of the actions taken. target [*S, B]."""
+    value = net(batch.obs).gather(-1, batch.action[..., None]).squeeze(-1)
     assert value.shape == target.shape, value.shape
-    loss = F.smooth_l1_loss(value, target) if huber else F.mse_loss(value, target)
-    return loss, {"loss/critic": loss.detach(), "value/mean": value.detach().mean()}
+    error = F.smooth_l1_loss if huber else F.mse_loss
+    loss = error(value, target, reduction="none").mean(-1)
+    return loss, {"loss/critic": loss.detach(), "value/mean": value.detach().mean(-1)}
 
 
 class Agent:
@@ -119,21 +121,22 @@ class Agent:
         *,
         num_envs: int,
         device: torch.device,
-        generators: Generators,
+        streams: Streams,
         compiled: bool = False,
     ):
         action_spec = require_discrete("dqn", action_spec)
-        self.config, self.num_envs, self.device = config, num_envs, device
+        self.config, self.num_envs, self.device, self.lead = config, num_envs, device, common_lead(streams)
         self.actions = action_spec.count
-        self.exploration, self.evaluation = generators["exploration"], generators["evaluation"]
-        with device:
-            self.net = QNetwork(observation_spec, self.actions, config.hidden, config.layer_norm)
-        initialise_(self.net, generators["initialisation"])
+        self.exploration, self.evaluation = streams["exploration"], streams["evaluation"]
+        self.net = new_network(
+            lambda: QNetwork(observation_spec, self.actions, config.hidden, config.layer_norm),
+            streams["initialisation"],
+        )
         self.target_net = copy.deepcopy(self.net)
         self.target_parameters: list[Tensor] = list(self.target_net.parameters())
         self.optimizer = Adam(list(self.net.parameters()), config.learning_rate, epsilon=config.adam_epsilon)
         self.replay = Replay(
-            config.replay_capacity, num_envs, observation_spec, action_spec, device, generators["sampling"]
+            config.replay_capacity, num_envs, observation_spec, action_spec, device, streams["sampling"]
         )
         self.steps = self.updates = 0
         self.pending: tuple[Tensor, Tensor] | None = None  # obs and action that wait for their outcome
@@ -148,15 +151,13 @@ class Agent:
 
     @torch.no_grad()
     def act(self, obs: Tensor, explore: bool) -> Tensor:
-        generator = self.exploration if explore else self.evaluation
-        count, device = obs.shape[0], self.device
+        stream, count = self.exploration if explore else self.evaluation, obs.shape[len(self.lead)]
+        random = stream.integers(self.actions, count)
         if explore and self.steps < self.config.warmup_steps and self.epsilon == 1:
-            action = torch.randint(self.actions, (count,), device=device, generator=generator)
+            action = random
         else:
             epsilon = self.epsilon if explore else self.config.epsilon_evaluation
-            random = torch.randint(self.actions, (count,), device=device, generator=generator)
-            is_random = torch.rand(count, device=device, generator=generator) < epsilon
-            action = torch.where(is_random, random, self.net(obs).argmax(1))
+            action = torch.where(stream.uniform(count) < epsilon, random, self.net(obs).argmax(-1))
         if explore:
             self.pending = obs, action
         return action
@@ -195,9 +196,10 @@ class Agent:
             "evaluation": self.evaluation,
         }
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"parts": parts_state(self._parts()), "steps": self.steps, "updates": self.updates}
+    def state_dict(self, seed: int = 0) -> dict[str, Any]:
+        parts = parts_state(self._parts(), seed, self.lead)
+        return {"parts": parts, "steps": self.steps, "updates": self.updates}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        load_parts_state(self._parts(), state["parts"])
+    def load_state_dict(self, state: dict[str, Any], seed: int = 0) -> None:
+        load_parts_state(self._parts(), state["parts"], seed, self.lead)
         self.steps, self.updates, self.pending = state["steps"], state["updates"], None

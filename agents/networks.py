@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from agents.population import RandomStream
+from plasticity.stacked import stack
 
-class StackedLinear(nn.Module):
-    """K linear layers side by side: [K, B, in] (or [B, in], the same input for all) -> [K, B, out].
+Network = TypeVar("Network", bound=nn.Module)
 
-    One batched product instead of K small ones; twin critics today, a population of seeds tomorrow.
+
+class Liftable(nn.Module):
+    """A module that counts its axes from the end: a population of it is itself, with stacked parameters and children.
+
+    Shapes are written [*S, ...], see `agents.population`. `plasticity.stacked.stack` makes populations.
+    """
+
+    @staticmethod
+    def stacked(modules: Sequence[nn.Module]) -> nn.Module:
+        """One module out of those of S seeds, whose values it copies."""
+        whole = copy.deepcopy(modules[0])
+        for name, _ in modules[0].named_parameters(recurse=False):
+            values = [module.get_parameter(name).detach() for module in modules]
+            whole.register_parameter(name, nn.Parameter(torch.stack(values)))
+        for name, _ in modules[0].named_children():
+            whole.register_module(name, stack([module.get_submodule(name) for module in modules]))
+        return whole
+
+
+class StackedLinear(Liftable):
+    """K linear layers side by side: [*S, K, B, in] -> [*S, K, B, out].
+
+    One batched product instead of K small ones, for twin critics; instead of S K in a population.
     """
 
     def __init__(self, count: int, inputs: int, outputs: int):
@@ -22,15 +47,23 @@ class StackedLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(count, 1, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.baddbmm(self.bias, x.expand(self.weight.shape[0], -1, -1), self.weight)
+        return _product(x, self.weight, self.bias)
 
     def select(self, index: int, x: Tensor) -> Tensor:
-        """Only layer `index`: [B, in] -> [B, out]."""
-        return torch.addmm(self.bias[index], x, self.weight[index])
+        """Only layer `index`: [*S, B, in] -> [*S, B, out]."""
+        return _product(x, self.weight.select(-3, index), self.bias.select(-3, index))
 
 
-class StackedLayerNorm(nn.Module):
-    """K layer normalisations side by side, over the last axis of [K, B, D] (Ba et al. 2016)."""
+def _product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x @ weight + bias over the last two axes: x [..., B, in], weight [..., in, out], bias [..., 1, out]."""
+    if x.ndim == 2:
+        return torch.addmm(bias, x, weight)
+    product = torch.baddbmm(*(tensor.flatten(0, -3) for tensor in (bias, x, weight)))
+    return product.unflatten(0, x.shape[:-2])
+
+
+class StackedLayerNorm(Liftable):
+    """K layer normalisations side by side, over the last axis of [*S, K, B, D] (Ba et al. 2016)."""
 
     def __init__(self, count: int, features: int):
         super().__init__()
@@ -41,11 +74,11 @@ class StackedLayerNorm(nn.Module):
         return F.layer_norm(x, x.shape[-1:]) * self.scale + self.offset
 
     def select(self, index: int, x: Tensor) -> Tensor:
-        """Only normalisation `index`: [B, D] -> [B, D]."""
-        return F.layer_norm(x, x.shape[-1:]) * self.scale[index] + self.offset[index]
+        """Only normalisation `index`: [*S, B, D] -> [*S, B, D]."""
+        return F.layer_norm(x, x.shape[-1:]) * self.scale.select(-3, index) + self.offset.select(-3, index)
 
 
-class Critics(nn.Module):
+class Critics(Liftable):
     """K independent action-value networks Q_k(s, a): multilayer perceptrons with ReLU, evaluated together."""
 
     def __init__(self, count: int, observations: int, actions: int, hidden: Sequence[int], layer_norm: bool):
@@ -58,19 +91,21 @@ class Critics(nn.Module):
         self.norms = nn.ModuleList(StackedLayerNorm(count, size) if layer_norm else nn.Identity() for size in hidden)
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
-        """obs [B, O], action [B, A] -> values [K, B]."""
-        x = torch.cat([obs, action], 1)
+        """obs [*S, B, O], action [*S, B, A] -> values [*S, K, B]."""
+        x = torch.cat([obs, action], -1).unsqueeze(-3)
+        x = x.expand(*x.shape[:-3], self.count, -1, -1)
         for layer, norm in zip(self.layers, self.norms, strict=True):
             x = F.relu_(norm(layer(x)))
-        return torch.linalg.vecdot(x, self.head.weight.mT) + self.head.bias.squeeze(2)
+        return torch.linalg.vecdot(x, self.head.weight.mT) + self.head.bias.squeeze(-1)
 
     def first(self, obs: Tensor, action: Tensor) -> Tensor:
-        """Only Q_1: obs [B, O], action [B, A] -> values [B]."""
-        x = torch.cat([obs, action], 1)
+        """Only Q_1: obs [*S, B, O], action [*S, B, A] -> values [*S, B]."""
+        x = torch.cat([obs, action], -1)
         for layer, norm in zip(self.layers, self.norms, strict=True):
             x = layer.select(0, x)  # type: ignore[operator]
             x = F.relu_(norm.select(0, x) if isinstance(norm, StackedLayerNorm) else x)
-        return torch.linalg.vecdot(x, self.head.weight[0].squeeze(1)) + self.head.bias[0, 0]
+        weight, bias = (parameter.select(-3, 0) for parameter in (self.head.weight, self.head.bias))
+        return torch.linalg.vecdot(x, weight.mT) + bias.squeeze(-1)
 
 
 def mlp(inputs: int, hidden: Sequence[int], outputs: int, layer_norm: bool) -> nn.Sequential:
@@ -82,8 +117,8 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int, layer_norm: bool) -> n
     return nn.Sequential(*layers, nn.Linear(inputs, outputs))
 
 
-class DeterministicActor(nn.Module):
-    """Policy a = tanh(f(s)): obs [B, O] -> action [B, A] in [-1, 1]."""
+class DeterministicActor(Liftable):
+    """Policy a = tanh(f(s)): obs [*S, B, O] -> action [*S, B, A] in [-1, 1]."""
 
     def __init__(self, observations: int, actions: int, hidden: Sequence[int], layer_norm: bool):
         super().__init__()
@@ -93,8 +128,8 @@ class DeterministicActor(nn.Module):
         return self.net(obs).tanh()
 
 
-class NatureCNN(nn.Module):
-    """The convolutional encoder of Mnih et al. 2015: uint8 [B, C, 84, 84] -> features [B, 512].
+class NatureCNN(Liftable):
+    """The convolutional encoder of Mnih et al. 2015: uint8 [*S, B, C, 84, 84] -> features [*S, B, 512].
 
     Bytes are scaled to [0, 1] here, on the device, so that they travel and rest as bytes.
     """
@@ -118,8 +153,11 @@ class NatureCNN(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, image: Tensor) -> Tensor:
+        scaled = image.float() / 255
+        if scaled.ndim > 4:  # a population, as one grouped convolution
+            return self.net(scaled)
         # channels_last convolutions take 1.2 x less time on CPU (specs/training-speed.md, section 2)
-        return self.net((image.float() / 255).contiguous(memory_format=torch.channels_last))
+        return self.net(scaled.contiguous(memory_format=torch.channels_last))
 
 
 @torch.no_grad()
@@ -138,3 +176,13 @@ def initialise_(net: nn.Module, generator: torch.Generator) -> None:
         for parameter in (module.weight, module.bias):
             if parameter is not None:
                 parameter.uniform_(-bound, bound, generator=generator)
+
+
+def new_network(make: Callable[[], Network], stream: RandomStream) -> Network:
+    """What `make` builds, on the stream's device and with weights drawn from it; for a population, one of each seed."""
+    networks = []
+    for generator in stream.generators:
+        with stream.device:
+            networks.append(make())
+        initialise_(networks[-1], generator)
+    return cast(Network, stack(networks)) if stream.lead else networks[0]

@@ -12,10 +12,14 @@ the head by 1 + ended. The cost is one slot an episode.
 
 Stacked frames are rebuilt when sampling: slot p stores only the newest frame; older ones are read from the slots before
 it and are zero before the first frame of the episode.
+
+In a population (`agents.population`) the environments of the second seed follow those of the first, each seed samples
+from its own with its own stream, and what comes in and goes out has one axis more in front, *S.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agents.population import RandomStream
 from envs.runner import ActionSpec, ContinuousActionSpec, ObservationSpec, Step
 
 # Candidates drawn for each wanted row. At least about half of the filled slots are transitions (all episodes of length
@@ -34,12 +39,12 @@ OVERSAMPLING = 4
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """B sampled transitions, n steps long.
+    """B sampled transitions, n steps long; of each seed, if it is a population's.
 
-    obs, next_obs [B, *obs_shape]; action [B, A] float32 or [B] int64; reward [B]: sum over k < m of discount^k r_k;
-    terminated [B] bool: the episode terminated within those m steps; discount [B]: discount^m, the factor of the
-    bootstrap value at next_obs, *not* yet multiplied by (1 - terminated). m = n unless the episode or the newest
-    transition comes first.
+    obs, next_obs [*S, B, *obs_shape]; action [*S, B, A] float32 or [*S, B] int64; reward [*S, B]: sum over k < m of
+    discount^k r_k; terminated [*S, B] bool: the episode terminated within those m steps; discount [*S, B]: discount^m,
+    the factor of the bootstrap value at next_obs, *not* yet multiplied by (1 - terminated). m = n unless the episode or
+    the newest transition comes first.
     """
 
     obs: Tensor
@@ -82,7 +87,10 @@ torch.serialization.add_safe_globals([Rings])
 
 
 class Replay:
-    """A ring of `capacity` slots shared out over `num_envs` environments, sampled uniformly over its transitions."""
+    """A ring of `capacity` slots shared out over `num_envs` environments, sampled uniformly over its transitions.
+
+    Both numbers are of one seed; there are as many seeds as `stream` has.
+    """
 
     def __init__(
         self,
@@ -91,7 +99,7 @@ class Replay:
         observation_spec: ObservationSpec,
         action_spec: ActionSpec,
         device: torch.device,
-        generator: torch.Generator,
+        stream: RandomStream,
     ):
         self.stack = observation_spec.stacked_frames
         self.slots = capacity // num_envs
@@ -102,8 +110,9 @@ class Replay:
             )
         self.num_envs = num_envs
         self.device = device
-        self.generator = generator
-        slots = num_envs * self.slots
+        self.stream, self.lead = stream, stream.lead
+        envs = num_envs * math.prod(self.lead)  # of all seeds
+        slots = envs * self.slots
         self._channels = observation_spec.shape[0] // self.stack  # of one frame
         frame_shape = (self._channels, *observation_spec.shape[1:])
         # Slot t of environment n is row n * self.slots + t of every ring.
@@ -116,22 +125,25 @@ class Replay:
         self.terminated = _zeros((slots,), torch.bool, device)
         self.ended = _zeros((slots,), torch.bool, device)  # terminated or truncated
         self.is_transition = _zeros((slots,), torch.bool, device)
-        self.head = torch.zeros(num_envs, dtype=torch.int64, device=device)  # slots ever used, for each environment
-        self._first = torch.arange(num_envs, device=device) * self.slots
-        self._true = torch.ones(num_envs, dtype=torch.bool, device=device)
+        self.head = torch.zeros(envs, dtype=torch.int64, device=device)  # slots ever used, for each environment
+        self._first = torch.arange(envs, device=device) * self.slots
+        self._true = torch.ones(envs, dtype=torch.bool, device=device)
         self._false = ~self._true
+        self._seed = torch.arange(math.prod(self.lead), device=device)[:, None]  # [S, 1]
         self._age = torch.arange(self.stack - 1, -1, -1, device=device)
 
     def add(self, obs: Tensor, action: Tensor, step: Step) -> None:
-        """Store what `action` [N, ...] taken at `obs` [N, *obs_shape] led to."""
+        """Store what `action` [*S, N, ...] taken at `obs` [*S, N, *obs_shape] led to."""
         at = self._first + self.head % self.slots
         successor = self._first + (self.head + 1) % self.slots
-        ended = step.terminated | step.truncated
+        flat = [action, step.reward, step.terminated, step.truncated, obs, step.final_obs]
+        action, reward, terminated, truncated, obs, final_obs = (self._rows(tensor) for tensor in flat)
+        ended = terminated | truncated
         self.frame.index_copy_(0, at, self._newest(obs))
-        self.frame.index_copy_(0, successor, self._newest(step.final_obs))
+        self.frame.index_copy_(0, successor, self._newest(final_obs))
         self.action.index_copy_(0, at, action)
-        self.reward.index_copy_(0, at, step.reward)
-        self.terminated.index_copy_(0, at, step.terminated)
+        self.reward.index_copy_(0, at, reward)
+        self.terminated.index_copy_(0, at, terminated)
         self.ended.index_copy_(0, at, ended)
         self.is_transition.index_copy_(0, at, self._true)
         self.is_transition.index_copy_(0, successor, self._false)  # a boundary, or it waits for its action
@@ -139,14 +151,18 @@ class Replay:
         self.head += ended
 
     def sample(self, batch_size: int, discount: float, n_step: int = 1) -> Batch:
-        """B transitions, uniformly and with replacement, from all that are stored.
+        """B transitions, uniformly and with replacement, from all that are stored; for each seed from its own.
 
         Undefined before the first `add`. Raises ValueError if n_step is below 1.
         """
         if n_step < 1:
             raise ValueError(f"n_step must be at least 1, got {n_step}")
         env, slot = self._uniform(batch_size)
-        return self.gather(env, slot, discount, n_step)
+        batch = self.gather(env, slot, discount, n_step)
+        if not self.lead:
+            return batch
+        fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+        return Batch(**{name: tensor.unflatten(0, (*self.lead, batch_size)) for name, tensor in fields.items()})
 
     def gather(self, env: Tensor, slot: Tensor, discount: float, n_step: int = 1) -> Batch:
         """The transitions that start at (env, slot), int64 [B]. Multi-step returns: Sutton & Barto 2018, eq. 7.1."""
@@ -170,22 +186,32 @@ class Replay:
         )
 
     def _uniform(self, batch_size: int) -> tuple[Tensor, Tensor]:
-        """B uniformly drawn transitions by rejection: draw filled slots, keep the first B that are transitions."""
+        """B uniformly drawn transitions by rejection: draw filled slots, keep the first B that are transitions.
+
+        For each seed, one after the other: environment and slot, int64 [S B].
+        """
         draws = OVERSAMPLING * batch_size
-        filled = self.head.max().add(1).clamp(max=self.slots)
+        filled = self.head.view(*self.lead, self.num_envs).amax(-1, keepdim=True).add(1).clamp(max=self.slots)
         # float64: float32 has too few distinct values to reach a million slots evenly.
-        position = torch.rand(draws, dtype=torch.float64, device=self.device, generator=self.generator)
-        position = (position * (filled * self.num_envs)).long()
+        position = (self.stream.uniform(draws, dtype=torch.float64) * (filled * self.num_envs)).long()
         slot, env = position // self.num_envs, position % self.num_envs
+        if self.lead:
+            slot, env = slot.flatten(), (env + self._seed * self.num_envs).flatten()
         usable = self.is_transition.index_select(0, env * self.slots + slot)
         if self.stack > 1:
             # The slot at the head is written next; the oldest stack - 1 of a full ring have lost their first frames.
             age = (self.head.index_select(0, env) - 1 - slot) % self.slots
             usable &= age < self.slots - self.stack
-        accepted = usable.cumsum(0)
-        wanted = torch.arange(batch_size, device=self.device) % accepted[-1].clamp(min=1) + 1
+        accepted = usable.view(position.shape).cumsum(-1)
+        wanted = torch.arange(batch_size, device=self.device) % accepted[..., -1:].clamp(min=1) + 1
         kept = torch.searchsorted(accepted, wanted)
+        if self.lead:
+            kept = (kept + self._seed * draws).flatten()
         return env.index_select(0, kept), slot.index_select(0, kept)
+
+    def _rows(self, tensor: Tensor) -> Tensor:
+        """[*S, N, ...] -> [S N, ...]."""
+        return tensor.flatten(0, 1) if self.lead else tensor
 
     def _newest(self, obs: Tensor) -> Tensor:
         return obs[:, -self._channels :]
@@ -203,13 +229,14 @@ class Replay:
         frames *= same_episode.view(*same_episode.shape, *[1] * (frames.ndim - 2)).to(frames.dtype)
         return frames.flatten(1, 2)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The rings as they lie in memory, with their heads, and the sampler's generator."""
-        return {"rings": Rings(self._rings(), self.head.clone()), "generator": self.generator.get_state()}
+    def state_dict(self, seed: int = 0) -> dict[str, Any]:
+        """The rings of one seed as they lie in memory, with their heads, and its generator's state."""
+        rings = Rings(self._rings(seed), self._own(self.head, seed).clone())
+        return {"rings": rings, "generator": self.stream.generators[seed].get_state()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore exactly. Raises ValueError if the saved ring has another shape."""
-        rings, saved = self._rings(), state["rings"]
+    def load_state_dict(self, state: dict[str, Any], seed: int = 0) -> None:
+        """Restore one seed exactly. Raises ValueError if the saved ring has another shape."""
+        rings, saved = self._rings(seed), state["rings"]
         for first, piece in saved.pieces():
             for name, ring in rings.items():
                 slots = slice(first, first + piece[name].shape[1])
@@ -220,11 +247,15 @@ class Replay:
                     )
                 ring[:, slots] = piece[name].to(self.device)
         rings["is_transition"][:, saved.filled :] = False
-        self.head.copy_(saved.head)
-        self.generator.set_state(state["generator"])
+        self._own(self.head, seed).copy_(saved.head)
+        self.stream.generators[seed].set_state(state["generator"])
 
-    def _rings(self) -> dict[str, Tensor]:
-        """Views [N, T, ...] of all rings."""
+    def _own(self, of_all: Tensor, seed: int) -> Tensor:
+        """The environments of one seed, of a tensor [S N, ...]."""
+        return of_all[seed * self.num_envs : (seed + 1) * self.num_envs]
+
+    def _rings(self, seed: int) -> dict[str, Tensor]:
+        """Views [N, T, ...] of one seed's rings."""
         rings = {
             "frame": self.frame,
             "action": self.action,
@@ -233,7 +264,7 @@ class Replay:
             "ended": self.ended,
             "is_transition": self.is_transition,
         }
-        return {name: ring.unflatten(0, (self.num_envs, self.slots)) for name, ring in rings.items()}
+        return {name: self._own(ring.unflatten(0, (-1, self.slots)), seed) for name, ring in rings.items()}
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

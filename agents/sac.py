@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from agents.agent import (
     ActionScale,
-    Generators,
     Metrics,
+    Streams,
     check_config,
     compiled_if,
     gradient_step,
@@ -36,7 +36,8 @@ from agents.agent import (
     take_pending,
     updates_due,
 )
-from agents.networks import Critics, initialise_, mlp
+from agents.networks import Critics, Liftable, mlp, new_network
+from agents.population import common_lead
 from agents.replay import Batch, Replay
 from envs.runner import ActionSpec, ObservationSpec, Step
 from plasticity.adam import Adam
@@ -75,7 +76,7 @@ class Config:
         check_config(self)
 
 
-class StochasticActor(nn.Module):
+class StochasticActor(Liftable):
     """Tanh-squashed Gaussian policy."""
 
     def __init__(self, observations: int, actions: int, hidden: tuple[int, ...], layer_norm: bool):
@@ -83,54 +84,57 @@ class StochasticActor(nn.Module):
         self.net = mlp(observations, hidden, 2 * actions, layer_norm)
 
     def distribution(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """obs [B, O] -> mean and log standard deviation before the tanh, [B, A] each."""
-        mean, log_std = self.net(obs).chunk(2, 1)
+        """obs [*S, B, O] -> mean and log standard deviation before the tanh, [*S, B, A] each."""
+        mean, log_std = self.net(obs).chunk(2, -1)
         return mean, LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (log_std.tanh() + 1)
 
     def forward(self, obs: Tensor) -> Tensor:
-        """The most probable action before the tanh, squashed: obs [B, O] -> [B, A]."""
+        """The most probable action before the tanh, squashed: obs [*S, B, O] -> [*S, B, A]."""
         return self.distribution(obs)[0].tanh()
 
     def sample(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """obs [B, O], standard normal noise [B, A] -> action [B, A] and its log-probability [B]. Appendix C, eq. 26."""
+        """Appendix C, eq. 26.
+
+        obs [*S, B, O], standard normal noise [*S, B, A] -> action [*S, B, A] and its log-probability [*S, B].
+        """
         mean, log_std = self.distribution(obs)
         before_tanh = mean + log_std.exp() * noise
         log_normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
         # log(1 - tanh(u)²) written so that it neither overflows nor loses digits for large |u|
         log_slope = 2 * (math.log(2) - before_tanh - F.softplus(-2 * before_tanh))
-        return before_tanh.tanh(), (log_normal - log_slope).sum(1)
+        return before_tanh.tanh(), (log_normal - log_slope).sum(-1)
 
 
 @torch.no_grad()
 def td_target(
     actor: StochasticActor, target_critics: Critics, log_temperature: Tensor, batch: Batch, noise: Tensor
 ) -> Tensor:
-    """r + γ (1 - terminated) (min_i Q'_i(s', a') - α log π(a'|s')), [B]. Equations 3 and 5. noise [B, A]."""
+    """r + γ (1 - terminated) (min_i Q'_i(s', a') - α log π(a'|s')), [*S, B]. Equations 3 and 5. noise [*S, B, A]."""
     action, log_probability = actor.sample(batch.next_obs, noise)
-    value = target_critics(batch.next_obs, action).amin(0) - log_temperature.exp() * log_probability
+    value = target_critics(batch.next_obs, action).amin(-2) - log_temperature[..., None].exp() * log_probability
     return batch.reward + batch.discount * ~batch.terminated * value
 
 
 def critic_loss(critics: Critics, batch: Batch, target: Tensor) -> tuple[Tensor, Metrics]:
-    """Half the mean squared TD error, summed over the critics. Equation 5. target [B]."""
+    """Half the mean squared TD error, summed over the critics. Equation 5. target [*S, B]."""
     value = critics(batch.obs, batch.action)
-    assert value.shape == (critics.count, *target.shape), value.shape
-    loss = 0.5 * (value - target).square().mean(1).sum()
-    return loss, {"loss/critic": loss.detach(), "value/mean": value.detach().mean()}
+    assert value.shape == (*target.shape[:-1], critics.count, target.shape[-1]), value.shape
+    loss = 0.5 * (value - target.unsqueeze(-2)).square().mean(-1).sum(-1)
+    return loss, {"loss/critic": loss.detach(), "value/mean": value.detach().mean((-2, -1))}
 
 
 def actor_loss(
     actor: StochasticActor, critics: Critics, log_temperature: Tensor, batch: Batch, noise: Tensor
 ) -> tuple[Tensor, Metrics]:
-    """mean α log π(a|s) - min_i Q_i(s, a). Equation 7. noise [B, A]. Its metrics include the entropy, [] each."""
+    """mean α log π(a|s) - min_i Q_i(s, a). Equation 7. noise [*S, B, A]. Its metrics include the entropy, [*S] each."""
     action, log_probability = actor.sample(batch.obs, noise)
-    value = critics(batch.obs, action).amin(0)
-    loss = (log_temperature.detach().exp() * log_probability - value).mean()
-    return loss, {"loss/actor": loss.detach(), "policy/entropy": -log_probability.detach().mean()}
+    value = critics(batch.obs, action).amin(-2)
+    loss = (log_temperature.detach()[..., None].exp() * log_probability - value).mean(-1)
+    return loss, {"loss/actor": loss.detach(), "policy/entropy": -log_probability.detach().mean(-1)}
 
 
 def temperature_loss(log_temperature: Tensor, entropy: Tensor, target_entropy: float) -> Tensor:
-    """α (H - H̄): raises α while the mean entropy H [] of the policy is below its target. Equation 18."""
+    """α (H - H̄): raises α while the mean entropy H [*S] of the policy is below its target. Equation 18."""
     return log_temperature.exp() * (entropy - target_entropy)
 
 
@@ -145,29 +149,29 @@ class Agent:
         *,
         num_envs: int,
         device: torch.device,
-        generators: Generators,
+        streams: Streams,
         compiled: bool = False,
     ):
         observations = require_flat("sac", observation_spec)
         action_spec = require_continuous("sac", action_spec)
-        self.config, self.num_envs, self.device = config, num_envs, device
-        self.exploration, self.noise = generators["exploration"], generators["update"]
+        self.config, self.num_envs, self.device, self.lead = config, num_envs, device, common_lead(streams)
+        self.exploration, self.noise = streams["exploration"], streams["update"]
         self.scale = ActionScale(action_spec, device)
         self.action_size = action_spec.size
-        with device:
-            self.actor = StochasticActor(observations, self.action_size, config.hidden, config.layer_norm)
-            self.critics = Critics(2, observations, self.action_size, config.hidden, config.layer_norm)
-        for net in (self.actor, self.critics):
-            initialise_(net, generators["initialisation"])
+        sizes = observations, self.action_size, config.hidden, config.layer_norm
+        self.actor = new_network(lambda: StochasticActor(*sizes), streams["initialisation"])
+        self.critics = new_network(lambda: Critics(2, *sizes), streams["initialisation"])
         self.target_critics = copy.deepcopy(self.critics)
         self.target_parameters: list[Tensor] = list(self.target_critics.parameters())
-        self.log_temperature = torch.tensor(math.log(config.initial_temperature), device=device, requires_grad=True)
+        self.log_temperature = torch.full(
+            self.lead, math.log(config.initial_temperature), device=device, requires_grad=True
+        )
         self.target_entropy = config.target_entropy_per_action * self.action_size
         self.actor_optimizer = Adam(list(self.actor.parameters()), config.learning_rate)
         self.critic_optimizer = Adam(list(self.critics.parameters()), config.learning_rate)
         self.temperature_optimizer = Adam([self.log_temperature], config.learning_rate)
         self.replay = Replay(
-            config.replay_capacity, num_envs, observation_spec, action_spec, device, generators["sampling"]
+            config.replay_capacity, num_envs, observation_spec, action_spec, device, streams["sampling"]
         )
         self.steps = self.updates = 0
         self.pending: tuple[Tensor, Tensor] | None = None  # obs and action that wait for their outcome
@@ -179,11 +183,11 @@ class Agent:
     def act(self, obs: Tensor, explore: bool) -> Tensor:
         if not explore:
             return self.scale.to_environment(self.actor(obs))
-        shape = (obs.shape[0], self.action_size)
+        shape = (obs.shape[-2], self.action_size)
         if self.steps < self.config.warmup_steps:
-            action = torch.rand(shape, device=self.device, generator=self.exploration) * 2 - 1
+            action = self.exploration.uniform(*shape) * 2 - 1
         else:
-            noise = torch.randn(shape, device=self.device, generator=self.exploration)
+            noise = self.exploration.normal(*shape)
             action, _ = self.actor.sample(obs, noise)
         self.pending = obs, action
         return self.scale.to_environment(action)
@@ -203,7 +207,7 @@ class Agent:
     def _update_once(self) -> Metrics:
         config = self.config
         batch = self.replay.sample(config.batch_size, config.discount, config.n_step)
-        noise, next_noise = torch.randn(2, *batch.action.shape, device=self.device, generator=self.noise)
+        noise, next_noise = self.noise.normal(2, config.batch_size, self.action_size).unbind(-3)
         target = self.td_target(self.actor, self.target_critics, self.log_temperature, batch, next_noise)
         loss, metrics = self.critic_loss(self.critics, batch, target)
         gradient_step(self.critic_optimizer, loss)
@@ -220,6 +224,7 @@ class Agent:
             "actor": self.actor,
             "critics": self.critics,
             "target_critics": self.target_critics,
+            "log_temperature": self.log_temperature,
             "actor_optimizer": self.actor_optimizer,
             "critic_optimizer": self.critic_optimizer,
             "temperature_optimizer": self.temperature_optimizer,
@@ -228,11 +233,10 @@ class Agent:
             "noise": self.noise,
         }
 
-    def state_dict(self) -> dict[str, Any]:
-        parts = parts_state(self._parts()) | {"log_temperature": self.log_temperature.detach().clone()}
+    def state_dict(self, seed: int = 0) -> dict[str, Any]:
+        parts = parts_state(self._parts(), seed, self.lead)
         return {"parts": parts, "steps": self.steps, "updates": self.updates}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        load_parts_state(self._parts(), state["parts"])
-        self.log_temperature.detach().copy_(state["parts"]["log_temperature"])
+    def load_state_dict(self, state: dict[str, Any], seed: int = 0) -> None:
+        load_parts_state(self._parts(), state["parts"], seed, self.lead)
         self.steps, self.updates, self.pending = state["steps"], state["updates"], None

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from agents.agent import (
     ActionScale,
-    Generators,
     Metrics,
+    Streams,
     check_config,
     compiled_if,
     gradient_step,
@@ -34,7 +34,8 @@ from agents.agent import (
     take_pending,
     updates_due,
 )
-from agents.networks import Critics, DeterministicActor, initialise_
+from agents.networks import Critics, DeterministicActor, new_network
+from agents.population import common_lead
 from agents.replay import Batch, Replay
 from envs.runner import ActionSpec, ObservationSpec, Step
 from plasticity.adam import Adam
@@ -79,26 +80,26 @@ class Config:
 def td_target(
     target_actor: DeterministicActor, target_critics: Critics, batch: Batch, noise: Tensor, noise_clip: float
 ) -> Tensor:
-    """r + γ (1 - terminated) min_i Q'_i(s', clip(π'(s') + ε)), [B]. Equations 10 and 14.
+    """r + γ (1 - terminated) min_i Q'_i(s', clip(π'(s') + ε)), [*S, B]. Equations 10 and 14.
 
-    noise [B, A]: Gaussian with the standard deviation of target policy smoothing, not yet clipped.
+    noise [*S, B, A]: Gaussian with the standard deviation of target policy smoothing, not yet clipped.
     """
     action = (target_actor(batch.next_obs) + noise.clamp(-noise_clip, noise_clip)).clamp(-1, 1)
-    value = target_critics(batch.next_obs, action).amin(0)
+    value = target_critics(batch.next_obs, action).amin(-2)
     return batch.reward + batch.discount * ~batch.terminated * value
 
 
 def critic_loss(critics: Critics, batch: Batch, target: Tensor) -> tuple[Tensor, Metrics]:
-    """Mean squared TD error, summed over the critics. target [B]."""
+    """Mean squared TD error, summed over the critics. target [*S, B]."""
     value = critics(batch.obs, batch.action)
-    assert value.shape == (critics.count, *target.shape), value.shape
-    loss = (value - target).square().mean(1).sum()
-    return loss, {"loss/critic": loss.detach(), "value/mean": value.detach().mean()}
+    assert value.shape == (*target.shape[:-1], critics.count, target.shape[-1]), value.shape
+    loss = (value - target.unsqueeze(-2)).square().mean(-1).sum(-1)
+    return loss, {"loss/critic": loss.detach(), "value/mean": value.detach().mean((-2, -1))}
 
 
 def actor_loss(actor: DeterministicActor, critics: Critics, batch: Batch) -> tuple[Tensor, Metrics]:
     """- mean Q_1(s, π(s)): the deterministic policy gradient."""
-    loss = -critics.first(batch.obs, actor(batch.obs)).mean()
+    loss = -critics.first(batch.obs, actor(batch.obs)).mean(-1)
     return loss, {"loss/actor": loss.detach()}
 
 
@@ -113,27 +114,25 @@ class Agent:
         *,
         num_envs: int,
         device: torch.device,
-        generators: Generators,
+        streams: Streams,
         compiled: bool = False,
     ):
         observations = require_flat("td3", observation_spec)
         action_spec = require_continuous("td3", action_spec)
-        self.config, self.num_envs, self.device = config, num_envs, device
-        self.exploration, self.noise = generators["exploration"], generators["update"]
+        self.config, self.num_envs, self.device, self.lead = config, num_envs, device, common_lead(streams)
+        self.exploration, self.noise = streams["exploration"], streams["update"]
         self.scale = ActionScale(action_spec, device)
         self.action_size = action_spec.size
-        with device:
-            self.actor = DeterministicActor(observations, self.action_size, config.hidden, config.layer_norm)
-            self.critics = Critics(2, observations, self.action_size, config.hidden, config.layer_norm)
-        for net in (self.actor, self.critics):
-            initialise_(net, generators["initialisation"])
+        sizes = observations, self.action_size, config.hidden, config.layer_norm
+        self.actor = new_network(lambda: DeterministicActor(*sizes), streams["initialisation"])
+        self.critics = new_network(lambda: Critics(2, *sizes), streams["initialisation"])
         self.target_actor, self.target_critics = copy.deepcopy(self.actor), copy.deepcopy(self.critics)
         self.online_parameters: list[Tensor] = [*self.actor.parameters(), *self.critics.parameters()]
         self.target_parameters: list[Tensor] = [*self.target_actor.parameters(), *self.target_critics.parameters()]
         self.actor_optimizer = Adam(list(self.actor.parameters()), config.learning_rate)
         self.critic_optimizer = Adam(list(self.critics.parameters()), config.learning_rate)
         self.replay = Replay(
-            config.replay_capacity, num_envs, observation_spec, action_spec, device, generators["sampling"]
+            config.replay_capacity, num_envs, observation_spec, action_spec, device, streams["sampling"]
         )
         self.steps = self.updates = 0
         self.pending: tuple[Tensor, Tensor] | None = None  # obs and action that wait for their outcome
@@ -145,11 +144,11 @@ class Agent:
     def act(self, obs: Tensor, explore: bool) -> Tensor:
         if not explore:
             return self.scale.to_environment(self.actor(obs))
-        shape = (obs.shape[0], self.action_size)
+        shape = (obs.shape[-2], self.action_size)
         if self.steps < self.config.warmup_steps:
-            action = torch.rand(shape, device=self.device, generator=self.exploration) * 2 - 1
+            action = self.exploration.uniform(*shape) * 2 - 1
         else:
-            noise = torch.randn(shape, device=self.device, generator=self.exploration)
+            noise = self.exploration.normal(*shape)
             action = torch.add(self.actor(obs), noise, alpha=self.config.exploration_noise).clamp_(-1, 1)
         self.pending = obs, action
         return self.scale.to_environment(action)
@@ -169,7 +168,7 @@ class Agent:
     def _update_once(self) -> Metrics:
         config = self.config
         batch = self.replay.sample(config.batch_size, config.discount, config.n_step)
-        noise = torch.randn(batch.action.shape, device=self.device, generator=self.noise) * config.target_noise
+        noise = self.noise.normal(config.batch_size, self.action_size) * config.target_noise
         target = self.td_target(self.target_actor, self.target_critics, batch, noise, config.target_noise_clip)
         loss, metrics = self.critic_loss(self.critics, batch, target)
         gradient_step(self.critic_optimizer, loss)
@@ -194,9 +193,10 @@ class Agent:
             "noise": self.noise,
         }
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"parts": parts_state(self._parts()), "steps": self.steps, "updates": self.updates}
+    def state_dict(self, seed: int = 0) -> dict[str, Any]:
+        parts = parts_state(self._parts(), seed, self.lead)
+        return {"parts": parts, "steps": self.steps, "updates": self.updates}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        load_parts_state(self._parts(), state["parts"])
+    def load_state_dict(self, state: dict[str, Any], seed: int = 0) -> None:
+        load_parts_state(self._parts(), state["parts"], seed, self.lead)
         self.steps, self.updates, self.pending = state["steps"], state["updates"], None

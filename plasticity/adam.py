@@ -40,7 +40,7 @@ class Adam:
         torch._foreach_add_(self.step_count, 1)
         torch._fused_adam_(
             self.parameters,
-            list(gradients),
+            [_laid_out_like(p, g) for p, g in zip(self.parameters, gradients, strict=True)],
             self.exp_avg,
             self.exp_avg_sq,
             [],
@@ -67,3 +67,9 @@ class Adam:
                 raise ValueError(f"the saved optimiser's '{name}' does not fit these parameters")
             for target, source in zip(own, saved, strict=True):
                 target.copy_(source)
+
+
+def _laid_out_like(parameter: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient in the memory layout of its parameter, which the kernel takes for granted and does not check."""
+    same = gradient.stride() == parameter.stride()
+    return gradient if same else torch.empty_like(parameter).copy_(gradient)

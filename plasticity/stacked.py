@@ -52,10 +52,10 @@ def _tensors(network: nn.Module) -> dict[str, Tensor]:
 
 def _stacked(networks: list[nn.Module]) -> nn.Module:
     first = networks[0]
-    if type(first) is nn.Sequential:
+    if type(first) in (nn.Sequential, nn.ModuleList):
         names = [name for name, _ in first.named_children()]
         children = {name: _stacked([network.get_submodule(name) for network in networks]) for name in names}
-        whole = nn.Sequential()
+        whole = type(first)()
         for name, child in children.items():
             whole.add_module(name, child)
         return whole.train(first.training)

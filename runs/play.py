@@ -19,7 +19,7 @@ from runs.checkpoint import Damaged
 from runs.config import RunConfig
 from runs.errors import UsageError
 from runs.evaluation import evaluate
-from runs.randomness import spawn_generators
+from runs.randomness import spawn_streams
 from runs.settings import made_by
 from runs.statistics import summarise
 from runs.training import MISFITS, build_agent, one_line
@@ -59,7 +59,7 @@ def open_environments(config: RunConfig, num_envs: int, seed: int, device: torch
 def load_agent(config: RunConfig, saved: Path, seed: int, runner: Runner, device: torch.device) -> Agent:
     """The agent of one seed as it was saved, without its replay. Raises UsageError if it does not fit."""
     try:
-        agent = build_agent(config, runner, device, spawn_generators(seed, device))
+        agent = build_agent(config, runner, device, spawn_streams(seed, device))
         agent.load_state_dict(checkpoint.read_seed(saved, seed, with_rings=False)["agent"])
     except MISFITS as error:
         maker = made_by(config.environment)

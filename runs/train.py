@@ -23,7 +23,7 @@ from runs.errors import UsageError
 from runs.folders import describe_machine, new_run_folder
 from runs.lock import RunLock
 from runs.options import TrainOptions, environment_settings, given_value, help_page, parse_with_agent
-from runs.randomness import spawn_generators
+from runs.randomness import spawn_streams
 from runs.record import State, read_table
 from runs.session import SeedFailed, run_session
 from runs.statistics import Summary, final_values, summarise
@@ -144,7 +144,7 @@ def _try_to_build(config: RunConfig, runner: Runner) -> None:
         config.agent_config,
         num_envs=config.num_envs,
         device=cpu,
-        generators=spawn_generators(0, cpu),
+        streams=spawn_streams(0, cpu),
     )
 
 

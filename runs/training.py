@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import envs
 from agents.agent import Agent, Metrics
+from agents.population import RandomStream
 from envs import Runner, Step
 from envs.overlap import InBackground
 from runs import checkpoint, compute
@@ -21,7 +22,7 @@ from runs.checkpoint import SeedPart
 from runs.checkpoint_writer import CheckpointWriter
 from runs.config import RunConfig
 from runs.evaluation import evaluate
-from runs.randomness import spawn_generators, stream_seed
+from runs.randomness import spawn_streams, stream_seed
 from runs.record import Row
 from runs.settings import made_by
 
@@ -92,17 +93,15 @@ class Episodes:
         return found
 
 
-def build_agent(
-    config: RunConfig, runner: Runner, device: torch.device, generators: Mapping[str, torch.Generator]
-) -> Agent:
-    """The agent of a run, freshly initialised from its seed's generators."""
+def build_agent(config: RunConfig, runner: Runner, device: torch.device, streams: Mapping[str, RandomStream]) -> Agent:
+    """The agent of a run, freshly initialised from its seed's streams."""
     return find_agent(config.agent).Agent(
         runner.observation_spec,
         runner.action_spec,
         config.agent_config,
         num_envs=config.num_envs,
         device=device,
-        generators=generators,
+        streams=streams,
         compiled=config.compiled,
     )
 
@@ -141,8 +140,8 @@ class SeedTraining:
         )
         if config.overlap:
             self.runner = InBackground(self.runner)
-        self.generators = spawn_generators(seed, self.device)
-        self.agent = build_agent(config, self.runner, self.device, self.generators)
+        self.streams = spawn_streams(seed, self.device)
+        self.agent = build_agent(config, self.runner, self.device, self.streams)
         self.obs = self.runner.reset()
         self.episodes = Episodes()
         self.metrics: Metrics = {}
@@ -263,7 +262,7 @@ class SeedTraining:
         config, now = self.config, self.agent.steps
         environment_seed = stream_seed(self.seed, "evaluation_environment", now)
         # So that an evaluation can be repeated, what agents draw in it depends on seed and step alone.
-        self.generators["evaluation"].manual_seed(stream_seed(self.seed, "evaluation", now))
+        self.streams["evaluation"].manual_seed([stream_seed(self.seed, "evaluation", now)])
         scores = evaluate(
             self.agent, config.env, config.env_settings, config.eval_episodes, environment_seed, self.device, stop
         )

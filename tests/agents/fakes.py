@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from agents.agent import PURPOSES
+from agents.population import RandomStream
 from envs import ContinuousActionSpec, DiscreteActionSpec, ObservationSpec, Step
 
 VECTOR = ObservationSpec((3,))
@@ -14,10 +17,22 @@ FRAMES = ObservationSpec((4, 36, 36), torch.uint8, stacked_frames=4)
 BOX = ContinuousActionSpec(np.array([-2.0, 0.0], np.float32), np.array([2.0, 1.0], np.float32))
 BUTTONS = DiscreteActionSpec(3)
 CPU = torch.device("cpu")
+# Hyper-parameters that all agents have.
+SMALL = {"warmup_steps": 8, "replay_capacity": 200, "batch_size": 16, "hidden": (16, 16)}
 
 
-def generators(seed: int = 0, device: torch.device = CPU) -> dict[str, torch.Generator]:
-    return {name: torch.Generator(device).manual_seed(100 * seed + i) for i, name in enumerate(PURPOSES)}
+def stream(seed: int | Sequence[int] = 0, device: torch.device = CPU) -> RandomStream:
+    """Of one seed, or of a population. Generators stay on the CPU, where there always are some."""
+    if isinstance(seed, int):
+        return RandomStream(torch.Generator().manual_seed(seed), device)
+    return RandomStream([torch.Generator().manual_seed(one) for one in seed], device)
+
+
+def streams(seed: int | Sequence[int] = 0, device: torch.device = CPU) -> dict[str, RandomStream]:
+    """One for each purpose of an agent."""
+    if isinstance(seed, int):
+        return {name: stream(100 * seed + i, device) for i, name in enumerate(PURPOSES)}
+    return {name: stream([100 * one + i for one in seed], device) for i, name in enumerate(PURPOSES)}
 
 
 def make_step(
@@ -36,3 +51,10 @@ def make_step(
         episode_length=torch.zeros(rows, dtype=torch.int64),
         episode_ended=flags[0] | flags[1],
     )
+
+
+def fake_gradients(loss: Tensor, parameters: list[Tensor]) -> list[Tensor]:
+    """Stands in for `torch.autograd.grad` where autograd's engine cannot run."""
+    assert loss.requires_grad
+    assert loss.shape == ()
+    return [torch.empty_like(parameter) for parameter in parameters]

@@ -14,10 +14,9 @@ from agents import ddpg, dqn, sac, td3
 from agents.agent import updates_due
 from envs import ObservationSpec, Step
 from runs.catalogue import AGENTS
-from tests.agents.fakes import BOX, BUTTONS, CPU, FRAMES, VECTOR, generators, make_step
+from tests.agents.fakes import BOX, BUTTONS, CPU, FRAMES, SMALL, VECTOR, fake_gradients, make_step, streams
 
 CONTINUOUS = {"ddpg": ddpg, "sac": sac, "td3": td3}
-SMALL = {"warmup_steps": 8, "replay_capacity": 200, "batch_size": 16, "hidden": (16, 16)}
 
 
 def build(name: str, observation_spec=VECTOR, num_envs=1, seed=0, device=CPU, compiled=False, **settings):
@@ -30,7 +29,7 @@ def build(name: str, observation_spec=VECTOR, num_envs=1, seed=0, device=CPU, co
         config,
         num_envs=num_envs,
         device=device,
-        generators=generators(seed, device),
+        streams=streams(seed, device),
         compiled=compiled,
     )
 
@@ -170,7 +169,7 @@ def test_saved_and_restored_agent_goes_on_bit_for_bit(name, layer_norm):
 
 
 def test_state_of_another_agent_is_refused():
-    with pytest.raises(ValueError, match="has no 'temperature_optimizer'"):
+    with pytest.raises(ValueError, match="has no 'log_temperature'"):
         build("sac").load_state_dict(build("td3").state_dict())
 
 
@@ -182,11 +181,11 @@ def test_observe_without_act_is_refused(name):
 
 def test_agents_refuse_what_they_cannot_act_on():
     with pytest.raises(ValueError, match="'td3' needs continuous actions, this environment has 3 discrete ones"):
-        td3.Agent(VECTOR, BUTTONS, td3.Config(), num_envs=1, device=CPU, generators=generators())
+        td3.Agent(VECTOR, BUTTONS, td3.Config(), num_envs=1, device=CPU, streams=streams())
     with pytest.raises(ValueError, match="'dqn' needs discrete actions, this environment has 2 continuous ones"):
-        dqn.Agent(VECTOR, BOX, dqn.Config(), num_envs=1, device=CPU, generators=generators())
+        dqn.Agent(VECTOR, BOX, dqn.Config(), num_envs=1, device=CPU, streams=streams())
     with pytest.raises(ValueError, match="'sac' needs a vector of observations"):
-        sac.Agent(FRAMES, BOX, sac.Config(), num_envs=1, device=CPU, generators=generators())
+        sac.Agent(FRAMES, BOX, sac.Config(), num_envs=1, device=CPU, streams=streams())
 
 
 @pytest.mark.parametrize("module", AGENTS.values(), ids=list(AGENTS))
@@ -208,12 +207,6 @@ def test_configs_are_frozen_typed_and_checked(module):
             dataclasses.replace(config, **{name: bad})
 
 
-def fake_gradients(loss: torch.Tensor, parameters: list[torch.Tensor]) -> list[torch.Tensor]:
-    assert loss.requires_grad
-    assert loss.shape == ()
-    return [torch.empty_like(parameter) for parameter in parameters]
-
-
 @pytest.mark.parametrize("name", AGENTS)
 def test_update_runs_on_a_fake_gpu_without_mixing_devices_or_waiting_for_it(name, monkeypatch):
     """FakeTensorMode refuses host/device mixing, and any read of a tensor's value (a hidden synchronisation).
@@ -232,7 +225,7 @@ def test_update_runs_on_a_fake_gpu_without_mixing_devices_or_waiting_for_it(name
             AGENTS[name].Config(warmup_steps=0, update_every=1, n_step=3, layer_norm=True),
             num_envs=2,
             device=device,
-            generators=generators(),
+            streams=streams(device=device),
         )
         obs = torch.zeros(2, 3, device=device)
         flags = torch.zeros(2, dtype=torch.bool, device=device)

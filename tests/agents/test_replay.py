@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 import envs
 from agents.replay import Replay
 from envs import ObservationSpec
-from tests.agents.fakes import BOX, BUTTONS, CPU, FRAMES, VECTOR, make_step
+from tests.agents.fakes import BOX, BUTTONS, CPU, FRAMES, VECTOR, make_step, stream
 
 
 def make_replay(capacity=64, num_envs=1, observation_spec=VECTOR, action_spec=BOX, seed=0) -> Replay:
-    return Replay(capacity, num_envs, observation_spec, action_spec, CPU, torch.Generator().manual_seed(seed))
+    return Replay(capacity, num_envs, observation_spec, action_spec, CPU, stream(seed))
 
 
 class Story:
@@ -169,7 +169,7 @@ def test_stacks_of_a_game_with_lives_come_back_as_the_policy_saw_them(grayscale)
     """Every stored transition of Breakout, over lost lives, truncations and ends."""
     lives = {"life_loss_terminates": True, "grayscale": grayscale, "image_size": 40, "max_frames": 400}
     runner = envs.make("atari/Breakout", 1, 0, **lives)
-    replay = Replay(400, 1, runner.observation_spec, runner.action_spec, CPU, torch.Generator().manual_seed(0))
+    replay = Replay(400, 1, runner.observation_spec, runner.action_spec, CPU, stream(0))
     shown, obs = [], runner.reset().clone()
     for action in torch.randint(4, (300, 1), generator=torch.Generator().manual_seed(1)):
         step = runner.step(action)

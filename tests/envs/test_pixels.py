@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import envs
+from agents.population import RandomStream
 from agents.replay import Replay
 from envs.drawing import PROFILES
 from envs.graphics import OpenGLMissing
@@ -494,8 +495,8 @@ def test_send_and_recv_are_a_step_and_must_alternate(opengl):
 def test_a_replay_that_stores_each_frame_once_gives_back_what_was_shown(opengl):
     runner = pixels("mujoco/Hopper-v5", 2, **SMALL)
     cpu = torch.device("cpu")
-    generator = torch.Generator().manual_seed(0)
-    replay = Replay(200, 2, runner.observation_spec, runner.action_spec, cpu, generator)
+    stream = RandomStream(torch.Generator().manual_seed(0))
+    replay = Replay(200, 2, runner.observation_spec, runner.action_spec, cpu, stream)
     obs, shown = runner.reset(), {}
     for t, action in enumerate(uniform_actions(runner, 70)):
         action = action.float()

@@ -38,6 +38,17 @@ def test_first_step_is_the_learning_rate_against_the_sign():
     assert p.tolist() == pytest.approx([0.9, 1.1, 1.0], abs=1e-6)
 
 
+def test_gradients_in_another_memory_layout_are_read_right():
+    """Autograd hands out transposed gradients where a weight was used transposed."""
+    ours, theirs = parameters()[:1], parameters()[:1]
+    adam, reference = Adam(ours, 1e-2), Adam(theirs, 1e-2)
+    for step in range(3):
+        gradient = gradients(step)[0]
+        adam.step([gradient.mT.contiguous().mT])
+        reference.step([gradient])
+    assert torch.equal(ours[0], theirs[0])
+
+
 def test_restored_state_continues_exactly():
     ours, other = parameters(), parameters()
     adam, fresh = Adam(ours, 1e-2), Adam(other, 1e-2)
