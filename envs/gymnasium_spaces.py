@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from gymnasium.spaces import Box, Discrete, Space
 from torch import Tensor
 
+from envs.actions import check_action, check_bounds
 from envs.runner import ActionSpec, ContinuousActionSpec, DiscreteActionSpec, ObservationSpec
 
 Encode = Callable[[Any], Any]
@@ -32,21 +35,24 @@ def observations(env_id: str, space: Space) -> tuple[ObservationSpec, Encode]:
     return ObservationSpec((size,)), _same if len(space.shape) == 1 else np.ravel
 
 
-def actions(env_id: str, space: Space, num_envs: int) -> tuple[ActionSpec, Decode]:
+def actions(env_id: str, space: Space, num_envs: int, device: torch.device) -> tuple[ActionSpec, Decode]:
     """The spec of an action, and the function from a tensor of N actions to a list of what the environments take.
 
     Discrete: int64 [N], counted from 0 whatever the space's `start`. Box of floats: float32 [N, A], A its flat size.
-    Raises ValueError for another space, and for a Box without finite bounds.
+    Raises ValueError for another space, and for a Box without finite bounds. The function raises ValueError for actions
+    of another kind, that are not finite, or out of bounds, for which it looks at a Box every 256th time.
     """
     if isinstance(space, Discrete):
-        return DiscreteActionSpec(int(space.n)), _discrete(num_envs, int(space.start))
+        discrete = DiscreteActionSpec(int(space.n))
+        return discrete, _discrete(discrete, int(space.start), num_envs, device)
     if not isinstance(space, Box) or not np.issubdtype(space.dtype, np.floating):
         kind = f"{type(space).__name__}({space.dtype})"
         raise ValueError(f"{env_id} takes actions in a {kind} space; only Discrete and Box of floats are supported")
     if not space.is_bounded():
         raise ValueError(f"{env_id} takes actions in a Box without finite bounds, which is not supported")
     low, high = (np.asarray(bound, np.float32).ravel() for bound in (space.low, space.high))
-    return ContinuousActionSpec(low, high), _continuous(num_envs, space)
+    spec = ContinuousActionSpec(low, high)
+    return spec, _continuous(spec, space, num_envs, device)
 
 
 def _same(observation: Any) -> Any:
@@ -62,28 +68,30 @@ def _one_hot(count: int, start: int) -> Encode:
     return encode
 
 
-def _discrete(num_envs: int, start: int) -> Decode:
-    shape = torch.Size((num_envs,))
-
+def _discrete(spec: DiscreteActionSpec, start: int, num_envs: int, device: torch.device) -> Decode:
     def decode(action: Tensor) -> list[int]:
-        if action.shape != shape or action.dtype != torch.int64:
-            raise ValueError(f"actions must be int64 [{num_envs}], got {action.dtype} {list(action.shape)}")
+        check_action(action, spec, num_envs, device)
         values = action.tolist()
+        if min(values) < 0 or max(values) >= spec.count:
+            row = next(row for row, value in enumerate(values) if not 0 <= value < spec.count)
+            raise ValueError(f"row {row}: action {values[row]} is not one of 0 .. {spec.count - 1}")
         return [value + start for value in values] if start else values
 
     return decode
 
 
-def _continuous(num_envs: int, space: Box) -> Decode:
-    size = int(np.prod(space.shape))
-    shape, dtype, is_vector = torch.Size((num_envs, size)), space.dtype, len(space.shape) == 1
+def _continuous(spec: ContinuousActionSpec, space: Box, num_envs: int, device: torch.device) -> Decode:
+    times = itertools.count()
 
     def decode(action: Tensor) -> list[np.ndarray]:
-        if action.shape != shape or not action.is_floating_point():
-            raise ValueError(f"actions must be float32 [{num_envs}, {size}], got {action.dtype} {list(action.shape)}")
+        check_action(action, spec, num_envs, device)
         # astype copies: the caller may reuse its tensor, and the rows are kept for an exact resume.
-        values = action.numpy() if action.is_cpu and not action.requires_grad else action.numpy(force=True)
-        rows = values.astype(dtype)
-        return list(rows if is_vector else rows.reshape(num_envs, *space.shape))
+        given = action.float() if action.dtype == torch.bfloat16 else action
+        on_host = given.is_cpu and not given.requires_grad
+        values = (given.numpy() if on_host else given.numpy(force=True)).astype(space.dtype)
+        # A sum of squares is finite only if every entry is. Bounds cost more to look at, so that is done now and then.
+        if not math.isfinite(np.vdot(values, values)) or next(times) % 256 == 0:
+            check_bounds(values.reshape(num_envs, -1), spec)
+        return list(values.reshape(num_envs, *space.shape))
 
     return decode

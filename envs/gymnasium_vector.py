@@ -159,7 +159,7 @@ class GymnasiumRunner:
         self._rows = [_Row(env, seed) for env, seed in zip(envs, row_seeds, strict=True)]
         self.observation_space = envs[0].observation_space  # its bounds, which the spec does not have
         self.observation_spec, self._encode = observations(env_id, self.observation_space)
-        self.action_spec, self._decode = actions(env_id, envs[0].action_space, self.num_envs)
+        self.action_spec, self._decode = actions(env_id, envs[0].action_space, self.num_envs, device)
         self.spec = RunnerSpec(
             env_id=env_id,
             backend="gymnasium",

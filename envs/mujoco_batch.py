@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from envs.actions import check_action, check_bounds
 from envs.cores import available_cores
 from envs.drawing import Drawing, View
 from envs.model_changes import changed_fields
@@ -177,23 +178,18 @@ class MujocoBatch:
         return self._simulate()
 
     def _set_action(self, action: Tensor) -> None:
-        if action.is_cpu != self._on_host:
-            raise ValueError(f"action must be on {self.device}, it is on {action.device}")
-        # On the host `force` would cost a fifth more.
-        values = action.numpy(force=True) if action.requires_grad or not self._on_host else action.numpy()
-        if values.shape != self._action_shape or values.dtype.kind != "f":
-            wrong = f"{action.dtype} {list(action.shape)}"
-            raise ValueError(f"action must be floating-point {list(self._action_shape)}, got {wrong}")
+        try:
+            # On the host `force` would cost a fifth more.
+            values = action.numpy(force=True) if action.requires_grad or not self._on_host else action.numpy()
+            fits = action.is_cpu == self._on_host and values.shape == self._action_shape and values.dtype.kind == "f"
+        except (AttributeError, TypeError, NotImplementedError):  # no tensor, or one that NumPy does not take
+            fits, values = False, None
+        if not fits:
+            check_action(action, self.action_spec, self.num_envs, self.device)
+            values = action.detach().double().numpy(force=True)
         if self._time % _BOUNDS_CHECKED_EVERY == 0:
-            self._check_bounds(values)
+            check_bounds(values, self.action_spec)
         self._ctrl[...] = values
-
-    def _check_bounds(self, values: np.ndarray) -> None:
-        low, high = self.action_spec.low, self.action_spec.high
-        slack = 1e-3 * (high - low)  # for the rounding of policies that squash and scale
-        for row, column in np.argwhere((values < low - slack) | (values > high + slack)):
-            bounds = f"[{low[column]:g}, {high[column]:g}]"
-            raise ValueError(f"row {row}: action [{column}] is {values[row, column]:g}, outside of {bounds}")
 
     def _simulate(self) -> Step:
         task, physics, simulations = self._task, self._physics, self._simulations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -58,6 +59,7 @@ def make(
     seed: int = 0,
     device: torch.device | str = "cpu",
     threads: int = 0,
+    backend: str | None = None,
     **task_args: Any,
 ) -> Runner:
     """Build N environments of one id.
@@ -67,6 +69,7 @@ def make(
     for an environment that importing `module` registers.
     seed: row i draws from a generator derived from (seed, i) only; see `runner.row_seeds`.
     threads: simulator threads, 0 = the cores this process may use.
+    backend: None, or "mujoco-warp" to simulate a native MuJoCo or dm_control task on the GPU, see `envs.mujoco_warp`.
     task_args: settings of the task, for example `row_seeds=[...]` (explicit seeds, one a row), `sticky_actions=0.0`,
     `obs="pixels"` (native MuJoCo and dm_control tasks, see `envs.pixels.make`).
     Raises EnvironmentNotFound for an unknown id or one whose package is not installed, ValueError for a count below 1
@@ -74,10 +77,12 @@ def make(
     """
     if num_envs < 1:
         raise ValueError(f"num_envs must be at least 1, got {num_envs}")
-    backend = _backend(env_id)
-    if backend.__name__ == "envs.mujoco_batch" and task_args.get("obs") == "pixels":
-        from envs import pixels
-
-        backend = pixels
+    module = _backend(env_id)
+    if backend is not None:
+        if backend != "mujoco-warp":
+            raise ValueError(f"backend must be 'mujoco-warp' or left away, got {backend!r}")
+        module = import_module("envs.mujoco_warp")
+    elif module.__name__ == "envs.mujoco_batch" and task_args.get("obs") == "pixels":
+        module = import_module("envs.pixels")
         del task_args["obs"]
-    return backend.make(env_id, num_envs, seed, torch.device(device), threads, **task_args)
+    return module.make(env_id, num_envs, seed, torch.device(device), threads, **task_args)

@@ -63,6 +63,16 @@ def _dmc(domain: str, *tasks: str) -> Callable[[int], Schedule]:
     return schedule
 
 
+def one_arm(seed: int) -> Schedule:
+    """Four manipulation tasks of one arm, 1 M steps each, in place of Continual World's (ours).
+
+    Those of Wołczyk et al. 2021 (arXiv:2105.10919) are Meta-World's, whose newest package, metaworld 3.1.1, is made for
+    mujoco 3.3.0: it cannot be installed beside dm-control 1.0.50, and its environments fail with mujoco 3.17.0.
+    """
+    tasks = ("bring_ball", "bring_peg", "insert_ball", "insert_peg")
+    return Schedule(tuple(Segment(f"dmc/manipulator-{task}") for task in tasks), 1_000_000)
+
+
 def shuffled_cartpole(seed: int) -> Schedule:
     """CartPole whose observation entries change places and signs every 10 000 steps: minutes on a CPU (ours)."""
     return Schedule(tuple(Segment("gym/CartPole-v1", shuffle=seed * 1000 + task) for task in range(10)), 10_000)
@@ -74,6 +84,7 @@ SCHEDULES: dict[str, Callable[[int], Schedule]] = {
     "cont-dmc-dog": _dmc("dog", "stand", "walk", "run", "trot"),
     "cont-dmc-walker": _dmc("walker", "stand", "walk", "run"),
     "cont-dmc-quadruped": _dmc("quadruped", "walk", "run"),
+    "cont-dmc-manipulator": one_arm,
     "shuffled-cartpole": shuffled_cartpole,
 }
 

@@ -15,6 +15,7 @@ from runs.record import TABLE, Row, read_status, read_table
 from runs.settings import CONFIG, flat_settings
 from runs.statistics import Summary
 
+BACKENDS_APART = ("mujoco.warp",)  # float32, and other contacts than the C engine
 COMPLETE = 0.9  # of the steps that the furthest seed reached; a seed that ended before is not averaged with the others
 
 
@@ -58,11 +59,22 @@ class Run:
 
     @property
     def place(self) -> str:
-        """On what it learnt: environments, benchmark, problem or data set; empty where the settings do not say."""
+        """On what it learnt: environments, benchmark, problem or data set; empty where the settings do not say.
+
+        Environments of a backend whose numbers are not those of the others are a place of their own.
+        """
         found = next(
             (self.config[key] for key in ("place", "env", "benchmark", "problem", "data") if self.config.get(key)), ""
         )
-        return " → ".join(map(str, found)) if isinstance(found, list) else str(found)
+        place = " → ".join(map(str, found)) if isinstance(found, list) else str(found)
+        apart = [name for name in BACKENDS_APART if name in self._backend]
+        return f"{place} ({', '.join(apart)})" if apart else place
+
+    @property
+    def _backend(self) -> str:
+        """Of the runner that made the environments; empty where the settings do not say."""
+        runner = (self.config.get("environment") or {}).get("runner") or {}
+        return str(runner.get("backend", ""))
 
     @property
     def state(self) -> str:

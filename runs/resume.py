@@ -124,7 +124,7 @@ def _fit(config: RunConfig, threads: int | None) -> tuple[RunConfig, list[str]]:
     if threads is not None and threads < 1:
         raise UsageError(f"--threads must be at least 1, got {threads}")
     try:
-        runner = envs.make(config.env)
+        runner = envs.make(config.env, **config.env_settings)
     except ValueError as error:
         raise UsageError(str(error)) from error
     here = describe_environment(runner)

@@ -49,6 +49,12 @@ class Task(Protocol):
     expanded: ClassVar[tuple[str, ...]]  # MjModel fields that `build` or `begin` sets for each row
     stage: ClassVar[int]  # how far derived fields are brought up to date after a step
     contact_forces: ClassVar[bool]  # whether cfrc_ext is computed after a step
+    # How an episode begins, see `dm_control.ControlTask`, which has a method for each; `begin` is all of it on the CPU.
+    passive_start: ClassVar[bool]  # without actuation
+    finishes: ClassVar[bool]  # whether `start` leaves rows unfinished
+    contact_free: ClassVar[bool]
+    lifted: ClassVar[bool]
+    settling_steps: ClassVar[int]
 
     @property
     def camera(self) -> int | str:
@@ -99,6 +105,10 @@ class Task(Protocol):
         random: a `Random`. default: `qpos` [nq] and the fields in `expanded` as the model has them, without axis N.
         Arrays of the fields' shapes, behind the axes [...] of the draws. Draws in the order of the reference.
         """
+        ...
+
+    def construction(self, xp: ModuleType, random: Any, default: SimpleNamespace) -> dict[str, Array]:
+        """Fields in `expanded` that are drawn once, when a row's environment is made."""
         ...
 
     def build(self, physics: SimpleNamespace, generators: list[Any]) -> None:

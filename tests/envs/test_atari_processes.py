@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from processes import session
 
 import envs
 from envs.atari import AtariRunner
@@ -73,7 +74,7 @@ def test_a_new_process_plays_on_to_the_bit(tmp_path):
         assert sum(map(sum, expected[protocol]["episode_ended"])) >= 2
         runner.close()
     torch.save(saved, tmp_path / "saved.pt")
-    code = "import sys; from tests.envs.test_atari_processes import play_on; play_on(sys.argv[1])"
+    code = "import sys; sys.path.append('tests/envs'); from test_atari_processes import play_on; play_on(sys.argv[1])"
     result = run_python(code, str(tmp_path))
     assert result.returncode == 0, result.stderr
     played = torch.load(tmp_path / "played.pt", weights_only=True)
@@ -99,19 +100,6 @@ other.send(action)
 def test_a_process_that_forgets_to_close_ends():
     result = run_python(PLAIN + FIRST_READY)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
-
-
-def session(identity: int) -> list[int]:
-    """Processes of a session that still run, from /proc."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, _, leader = stat.read_text().rpartition(")")[2].split()[:4]
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(leader) == identity and state != "Z":
-            found.append(int(stat.parent.name))
-    return found
 
 
 def test_a_killed_process_leaves_nothing():

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from counter_env import SCRIPT
+from scripted_task import KINDS, follow_the_script, scripted
 
 import envs
 from envs import gymnasium_vector
+from envs.mujoco_batch import MujocoBatch
 from envs.runner import Runner, Step
 
 COUNTER = "gym/counter_env:neoteny/Counter-v0"
@@ -123,6 +125,15 @@ def test_a_large_but_finite_observation_passes():
     runner = envs.make(COUNTER, 1, row_seeds=[0], bad_step=1, bad_value=1e30)
     runner.reset()
     assert runner.step(torch.zeros(1, dtype=torch.int64)).obs[0, 1] == np.float32(1e30)
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_a_scripted_mujoco_task_follows_its_script_to_the_last_observation(rows, tmp_path):
+    """Termination, truncation, both, and an end after one step; one row is computed with numbers instead of arrays."""
+    runner = MujocoBatch("scripted", scripted(tmp_path), list(range(rows)), torch.device("cpu"), 1, torch.float64)
+    seen = follow_the_script(runner, 150)
+    assert seen.keys() == KINDS
+    assert min(seen.values()) > 5
 
 
 def test_resuming_an_environment_that_remembers_earlier_episodes_is_refused():

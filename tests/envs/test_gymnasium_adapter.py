@@ -242,7 +242,7 @@ def test_actions_of_other_types_and_read_only_ones_are_taken(recwarn):
         results.append(env.step(actions)[0])
     assert all(np.array_equal(result, results[0]) for result in results)
     assert not recwarn.list
-    with pytest.raises(ValueError, match="actions must be int64"):
+    with pytest.raises(ValueError, match="action must be int64"):
         env.step(np.array([0.0, 1.0]))
 
 

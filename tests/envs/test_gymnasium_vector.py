@@ -20,6 +20,8 @@ from envs.dm_control_env import SUITE, DmControlEnv
 from envs.gymnasium_spaces import actions, observations
 from envs.runner import DiscreteActionSpec, Step
 
+CPU = torch.device("cpu")
+
 
 def draw_actions(runner: gymnasium_vector.GymnasiumRunner, steps: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
@@ -166,19 +168,40 @@ def test_send_and_recv_alternate():
         runner.state_dict()
 
 
-def test_wrong_actions_are_refused():
-    discrete = gymnasium_vector.make("gym/CartPole-v1", 2, 0, "cpu")
-    box = gymnasium_vector.make("gym/Pendulum-v1", 2, 0, "cpu")
-    discrete.reset()
-    box.reset()
-    for runner, action in (
-        (discrete, torch.zeros(2)),
-        (discrete, torch.zeros(2, 1, dtype=torch.int64)),
-        (box, torch.zeros(2)),
-        (box, torch.zeros(2, 1, dtype=torch.int64)),
-    ):
-        with pytest.raises(ValueError, match="actions must be"):
-            runner.send(action)
+@pytest.mark.parametrize(
+    ("env_id", "action", "message"),
+    [
+        ("gym/CartPole-v1", torch.zeros(2), r"must be int64 \[2\], got torch.float32 \[2\]"),
+        ("gym/CartPole-v1", torch.zeros(2, 1, dtype=torch.int64), r"must be int64 \[2\]"),
+        ("gym/CartPole-v1", torch.zeros(3, dtype=torch.int64), r"must be int64 \[2\]"),
+        ("gym/CartPole-v1", torch.zeros(2, dtype=torch.int64, device="meta"), "must be on cpu, it is on meta"),
+        ("gym/CartPole-v1", [0, 0], "must be a tensor, got list"),
+        ("gym/CartPole-v1", torch.tensor([0, 2]), r"row 1: action 2 is not one of 0 .. 1"),
+        ("gym/CartPole-v1", torch.tensor([-1, 0]), r"row 0: action -1 is not one of"),
+        ("gym/Pendulum-v1", torch.zeros(2), r"must be floating-point \[2, 1\]"),
+        ("gym/Pendulum-v1", torch.zeros(2, 1, dtype=torch.int64), r"must be floating-point \[2, 1\]"),
+        ("gym/Pendulum-v1", torch.zeros(2, 1, device="meta"), "must be on cpu"),
+        ("gym/Pendulum-v1", torch.tensor([[0.0], [2.1]]), r"row 1: action \[0\] is 2.1, outside of \[-2, 2\]"),
+        ("gym/Pendulum-v1", torch.tensor([[np.inf], [0.0]]), r"row 0: action \[0\] is inf, outside of"),
+    ],
+)
+def test_wrong_actions_are_refused_and_change_nothing(env_id, action, message):
+    runner, twin = (gymnasium_vector.make(env_id, 2, 0, CPU) for _ in range(2))
+    runner.reset()
+    twin.reset()
+    with pytest.raises(ValueError, match=message):
+        runner.step(action)
+    fine = draw_actions(runner, 1)[0]
+    assert torch.equal(runner.step(fine).obs, twin.step(fine).obs)
+
+
+def test_actions_that_are_no_numbers_are_found_at_every_step():
+    runner = gymnasium_vector.make("gym/Pendulum-v1", 2, 0, CPU)
+    runner.reset()
+    runner.step(torch.zeros(2, 1))
+    with pytest.raises(FloatingPointError, match=r"row 1: action \[0\] is NaN"):
+        runner.step(torch.tensor([[0.0], [np.nan]]))
+    runner.step(torch.zeros(2, 1, dtype=torch.bfloat16))
 
 
 def test_observation_spaces():
@@ -196,10 +219,10 @@ def test_observation_spaces():
 
 
 def test_action_spaces():
-    spec, decode = actions("gym/X", Discrete(3, start=5), 2)
+    spec, decode = actions("gym/X", Discrete(3, start=5), 2, CPU)
     assert spec.count == 3
     assert decode(torch.tensor([0, 2])) == [5, 7]
-    spec, decode = actions("gym/X", Box(-2, 3, (2, 2), np.float64), 1)
+    spec, decode = actions("gym/X", Box(-2, 3, (2, 2), np.float64), 1, CPU)
     assert (spec.low.tolist(), spec.high.tolist()) == ([-2.0] * 4, [3.0] * 4)
     (taken,) = decode(torch.tensor([[0.0, 1.0, 2.0, 3.0]]))
     assert taken.dtype == np.float64
@@ -213,12 +236,12 @@ def test_other_spaces_are_named(space):
     with pytest.raises(ValueError, match=f"gym/X observes a {type(space).__name__} space"):
         observations("gym/X", space)
     with pytest.raises(ValueError, match=f"gym/X takes actions in a {type(space).__name__}"):
-        actions("gym/X", space, 1)
+        actions("gym/X", space, 1, CPU)
 
 
 def test_actions_without_bounds_are_refused():
     with pytest.raises(ValueError, match="finite bounds"):
-        actions("gym/X", Box(-np.inf, np.inf, (2,), np.float32), 1)
+        actions("gym/X", Box(-np.inf, np.inf, (2,), np.float32), 1, CPU)
     with pytest.raises(ValueError, match="dmc/lqr-lqr_2_1 takes actions in a Box without finite bounds"):
         gymnasium_vector.make("dmc/lqr-lqr_2_1", 1, 0, "cpu")
 

@@ -73,6 +73,7 @@ def test_what_the_simulation_raises_comes_out_of_recv_and_the_runner_goes_on():
     with pytest.raises(RuntimeError, match="call send first"):
         runner.recv()
     runner.reset()
+    runner.step(torch.zeros(2, 3))  # actions are looked at now and then, the first time among them
     runner.send(torch.full((2, 3), float("nan")))
     with pytest.raises(FloatingPointError, match="row 0"):
         runner.recv()

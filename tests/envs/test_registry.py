@@ -93,6 +93,20 @@ def test_an_unknown_setting_is_refused_alike_by_every_backend(env_id):
         envs.make(env_id, no_such_setting=1)
 
 
+def test_mujoco_warp_must_be_asked_for_by_its_name_and_be_installed(monkeypatch):
+    with pytest.raises(ValueError, match="backend must be 'mujoco-warp' or left away, got 'warp'"):
+        envs.make("mujoco/Hopper-v5", backend="warp")
+    with pytest.raises(envs.EnvironmentNotFound, match="Did you mean"):
+        envs.make("mujoco/Hoper-v5", backend="mujoco-warp")
+    with pytest.raises(ValueError, match="runs the native MuJoCo and dm_control tasks, not atari/Pong"):
+        envs.make("atari/Pong", backend="mujoco-warp")
+    monkeypatch.setitem(sys.modules, "warp", None)
+    with pytest.raises(
+        envs.EnvironmentNotFound, match=r"needs mujoco-warp and warp-lang .* pip install 'neoteny\[gpu\]'"
+    ):
+        envs.make("mujoco/Hopper-v5", backend="mujoco-warp")
+
+
 def test_known_ids_are_sorted_unique_and_accepted():
     ids = envs.known_ids()
     assert ids == sorted(set(ids))

@@ -112,6 +112,25 @@ def test_a_change_of_the_model_waits_for_each_rows_own_episode():
     assert len({t for t, _ in changed_at.values()}) > 1
 
 
+@pytest.mark.parametrize(
+    ("ids", "action", "message"),
+    [
+        (["mujoco/Hopper-v5", "dmc/walker-walk"], torch.zeros(2), r"must be floating-point \[2, 6\], got"),
+        (["mujoco/Hopper-v5", "dmc/walker-walk"], torch.zeros(2, 3), r"must be floating-point \[2, 6\]"),
+        (["mujoco/Hopper-v5", "dmc/walker-walk"], torch.zeros(2, 6, dtype=torch.int64), "must be floating-point"),
+        (["mujoco/Hopper-v5", "dmc/walker-walk"], torch.zeros(2, 6, device="meta"), "must be on cpu"),
+        (["gym/CartPole-v1", "gym/Acrobot-v1"], torch.zeros(2), r"must be int64 \[2\]"),
+        (["gym/CartPole-v1", "gym/Acrobot-v1"], torch.tensor([0, -1]), "action -1"),
+        (["gym/CartPole-v1", "gym/Acrobot-v1"], [0, 0], "must be a tensor, got list"),
+    ],
+)
+def test_actions_of_another_kind_are_refused(ids, action, message):
+    runner = envs.make_sequence(ids, 2, switch_every=100)
+    runner.reset()
+    with pytest.raises(ValueError, match=message):
+        runner.step(action)
+
+
 def test_actions_with_other_bounds_are_mapped_from_one_box():
     pair = ["mujoco/Humanoid-v5", "mujoco/HalfCheetah-v5"]  # [-0.4, 0.4] and [-1, 1]
     runner = make_sequence(pair, 2, switch_every=100)

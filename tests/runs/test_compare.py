@@ -13,6 +13,7 @@ from runs.compare import Comparison, compare_runs
 from runs.errors import UsageError
 from runs.files import write_json
 from runs.record import Record, Row, write_status
+from runs.report import read_report
 
 STEPS = range(0, 1001, 100)
 
@@ -36,6 +37,15 @@ BAD = {0: 50.0, 1: 65.0, 2: 60.0, 3: 45.0, 4: 95.0}
 @pytest.fixture
 def pair(tmp_path: Path) -> list[Path]:
     return [write_run(tmp_path / "sac", GOOD), write_run(tmp_path / "td3", BAD)]
+
+
+def test_numbers_of_mujoco_warp_are_not_mixed_with_those_of_the_c_engine(pair: list[Path]):
+    """Nor in one panel of a report."""
+    environment = {"runner": {"backend": "mujoco.warp"}}
+    pair.append(write_run(pair[0].with_name("on-a-gpu"), GOOD, environment=environment))
+    with pytest.raises(UsageError, match=r"gym/Pendulum-v1, gym/Pendulum-v1 \(mujoco.warp\): compare those of one"):
+        compare_runs(pair)
+    assert read_report(pair).places == ["gym/Pendulum-v1", "gym/Pendulum-v1 (mujoco.warp)"]
 
 
 def test_two_runs_with_shared_seeds_by_hand(pair: list[Path]):

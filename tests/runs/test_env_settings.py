@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from runs import resume
 from runs.cli import main
 from runs.config import RunConfig
 from runs.errors import UsageError
@@ -97,3 +98,4 @@ def test_training_evaluation_and_replaying_use_the_settings(tmp_path):
         assert lengths
         assert set(lengths) == {20.0}, name
     assert evaluate_run(run, 1, 0, "cpu")["metrics"]["eval/length"]["mean"] == 20.0
+    assert resume._fit(RunConfig.load(run), None) == (RunConfig.load(run), [])  # the same environment, not the default

@@ -52,6 +52,8 @@ class ControlTask:
     expanded: ClassVar[tuple[str, ...]] = ()
     stage: ClassVar[int] = STAGE_VELOCITY
     contact_forces: ClassVar[bool] = False
+    passive_start: ClassVar[bool] = True
+    finishes: ClassVar[bool] = False
     random_turns: ClassVar[bool] = True  # episodes begin with unlimited hinges at random, not only limited joints
     contact_free: ClassVar[bool] = False
     lifted: ClassVar[bool] = False
@@ -122,18 +124,23 @@ class ControlTask:
         return data
 
     @cached_property
-    def _random_joints(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Addresses in qpos, lower and upper bounds of the joints that an episode begins with at random, in order."""
+    def _random_joints(self) -> tuple[slice, np.ndarray, np.ndarray]:
+        """Place in qpos, lower and upper bounds of the joints that an episode begins with at random, in order.
+
+        They are neighbours in all models that draw them so; a slice needs no copy of indices to a device.
+        """
         model = self.model
         limited = model.jnt_limited.astype(bool)
         chosen = limited | (self.random_turns & (model.jnt_type == engine().mjtJoint.mjJNT_HINGE))
         bounds = np.where(limited[:, None], model.jnt_range, (-np.pi, np.pi))[chosen]
-        return model.jnt_qposadr[chosen], bounds[:, 0], bounds[:, 1]
+        first, last = model.jnt_qposadr[chosen][[0, -1]]
+        assert last - first + 1 == len(bounds), "the joints are not neighbours"
+        return slice(int(first), int(last) + 1), bounds[:, 0], bounds[:, 1]
 
     def randomized_joints(self, random: Any, default: SimpleNamespace) -> Array:
         """qpos [..., nq] with the limited (and turning) joints drawn anew."""
         joints, low, high = self._random_joints
-        drawn = random.uniform(low, high, len(joints))
+        drawn = random.uniform(low, high, len(low))
         qpos = copies(default.qpos, drawn.shape[:-1])
         qpos[..., joints] = drawn
         return qpos
@@ -241,7 +248,6 @@ class ControlTask:
         physics.time[rows] = 0.0
 
     def construction(self, xp: ModuleType, random: Any, default: SimpleNamespace) -> dict[str, Array]:
-        """Fields in `expanded` that are drawn once, when a row's environment is made."""
         return {}
 
     def start(self, xp: ModuleType, random: Any, default: SimpleNamespace) -> dict[str, Array]:

@@ -27,6 +27,7 @@ class Manipulator(ControlTask):
     fields: ClassVar[tuple[str, ...]] = ("xpos", "xquat", "site_xpos", "site_xmat", "sensordata", "ncon")
     expanded: ClassVar[tuple[str, ...]] = ("body_pos", "body_quat")
     contact_free: ClassVar[bool] = True
+    finishes: ClassVar[bool] = True
     control_timestep: float | None = 0.01
     use_peg: bool = False  # instead of the ball
     insert: bool = False  # the target is inside a receptacle

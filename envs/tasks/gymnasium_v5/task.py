@@ -26,6 +26,11 @@ class GymnasiumTask:
     expanded: ClassVar[tuple[str, ...]] = ()
     stage: ClassVar[int] = STAGE_NONE
     contact_forces: ClassVar[bool] = False
+    passive_start: ClassVar[bool] = False
+    finishes: ClassVar[bool] = False
+    contact_free: ClassVar[bool] = False
+    lifted: ClassVar[bool] = False
+    settling_steps: ClassVar[int] = 0
 
     xml_file: str  # of the package's models, or a path that begins with / . or ~
     frame_skip: Count  # simulator steps per action
@@ -87,6 +92,9 @@ class GymnasiumTask:
 
     def set_generator_state(self, generator: np.random.Generator, state: dict[str, Any]) -> None:
         generator.bit_generator.state = state
+
+    def construction(self, xp: ModuleType, random: Any, default: SimpleNamespace) -> dict[str, Array]:
+        return {}
 
     def build(self, physics: SimpleNamespace, generators: list[Any]) -> None:
         pass
