@@ -129,6 +129,7 @@ class Dataflow:
         self.heads: tuple[int, ...] = ()
         self.leaks: set[int] = set()
         self.attention: set[int] = set()
+        self.transposed: set[str] = set()
         self.read_by: dict[int, set[int]] = {}
         self.flows: dict[fx.Node, Flow] = {}
         for node in traced.graph.nodes:
@@ -166,7 +167,7 @@ class Dataflow:
     def _call_module(self, node: fx.Node) -> Flow:
         name, inputs = str(node.target), self._inputs(node)
         module: Any = self.modules[name]
-        if isinstance(module, tracing.LINEAR):
+        if tracing.is_linear(module):
             return self._linear_module(name, module, inputs[0])
         if tracing.is_normaliser(module):
             gain, offset = self._name(getattr(module, "weight", None)), self._name(getattr(module, "bias", None))
@@ -269,10 +270,16 @@ class Dataflow:
             raise ValueError(
                 f"the weight of layer '{name}' is computed from other parameters; remove the parametrisation"
             )
+        bias = self._name(module.bias)
+        biases = (bias,) if bias else ()
+        inputs_axis = getattr(module, "inputs_axis", None)
+        if inputs_axis is not None:
+            shape = module.weight.shape
+            self.transposed |= {weight} if inputs_axis == -2 else set()
+            return self._layer(Layer((weight,), biases, shape[-3 - inputs_axis]), read, shape[inputs_axis])
         members = int(isinstance(module, stacked.StackedLinear | stacked.StackedConv2d))
         shape = tuple(module.weight.shape)[members:]
-        bias = self._name(module.bias)
-        layer = Layer((weight,), (bias,) if bias else (), shape[0], pixel_axes=len(shape) - 2)
+        layer = Layer((weight,), biases, shape[0], pixel_axes=len(shape) - 2)
         return self._layer(layer, read, shape[1] * getattr(module, "groups", 1))
 
     def _attention(self, name: str, module: nn.MultiheadAttention, node: fx.Node) -> Flow:
@@ -299,10 +306,11 @@ class Dataflow:
         if not weight.parameters:
             return self._product(inputs)
         shape = _attribute(self.traced, weight.parameters[0]).shape
-        if weight.transposed != swapped:
-            raise ValueError(f"weight '{weight.parameters[0]}' {list(shape)} must be stored as [..., out, in]")
         convolution = "conv" in str(node.target)
         out, inner = (0, 1) if convolution else (-2, -1)
+        if weight.transposed != swapped:
+            self.transposed.update(weight.parameters)
+            out, inner = inner, out
         layer = Layer(weight.parameters, bias.parameters, shape[out], len(shape) - 2 if convolution else 0)
         return self._layer(layer, data, shape[inner])
 

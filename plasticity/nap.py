@@ -84,6 +84,7 @@ class NaP(Intervention):
         self.schedule: Schedule = Constant() if schedule is None else schedule
         self.uses_boundaries = self.schedule.uses_boundaries
         self.plan: Plan | None = None
+        self.scheduled: Scheduled | None = None
         self.steps = 0
         self.previous: list[Tensor] = []
         self._growth: list[Tensor] = []
@@ -95,7 +96,9 @@ class NaP(Intervention):
 
     def begin(self, learner: Learner) -> None:
         """Raises ValueError if the network cannot be projected; see `projection.plan`."""
-        self.scheduled = Scheduled(learner.optimizer, self.schedule)
+        self.base_rate = learning_rates(learner.optimizer)[0]
+        if not isinstance(self.schedule, Constant):
+            self.scheduled = Scheduled(learner.optimizer, self.schedule)
         self.groups: tuple[Group, ...] = ()
         self.held: tuple[Group, ...] = ()
         if not self.normalise and not self.project:
@@ -122,8 +125,7 @@ class NaP(Intervention):
     def _bind(self, learner: Learner) -> None:
         parameters = dict(learner.network.named_parameters())
         self.shapes = {name: parameters[name].shape for group in self.groups for name in group.tensors}
-        self.weights = Projection(self.groups, parameters)
-        self.projected = Projection(self.groups * self.project + self.held, parameters)
+        self.weights, self.gain_pairs = Projection(self.groups, parameters), Projection(self.held, parameters)
         follows = isinstance(self.schedule, Replay) or self.record_growth_every > 0
         if follows and len({group.radius.shape for group in self.groups}) > 1:
             raise ValueError(
@@ -151,20 +153,24 @@ class NaP(Intervention):
     @torch.no_grad()
     def after_step(self, learner: Learner, batch: Batch) -> None:
         self.steps = learner.steps
-        self.scheduled.set_for(self.steps)
+        if self.scheduled is not None:
+            self.scheduled.set_for(self.steps)
         if self.plan is None:
             return
         if isinstance(self.schedule, Replay):
             self.weights.shorten_(self.previous, self.schedule.growth_before(self.steps - 1) ** -self.plan.power)
         if self.steps % self.project_every == 0:
-            self.projected.project_()
+            if self.project:
+                self.weights.project_()
+            self.gain_pairs.project_()
         for kept, tensor in zip(self.previous, self.weights.tensors, strict=bool(self.previous)):
             kept.copy_(tensor)
         if self.record_growth_every and self.steps % self.record_growth_every == 0:
             self._growth.append(torch.stack(self.weights.growth()))
 
     def at_boundary(self, learner: Learner) -> None:
-        self.scheduled.at_boundary(learner.steps)
+        if self.scheduled is not None:
+            self.scheduled.at_boundary(learner.steps)
 
     @property
     def growth(self) -> Tensor:
@@ -177,8 +183,8 @@ class NaP(Intervention):
         """Of each group relative to initialisation, by the name of its first weight; see `projection.elr`."""
         if self.plan is None:
             return {}
-        rate, base = learning_rates(learner.optimizer)[0], self.scheduled.base[0]
-        return elr(dict(learner.network.named_parameters()), replace(self.plan, groups=self.groups), rate, base)
+        rate, now = learning_rates(learner.optimizer)[0], replace(self.plan, groups=self.groups)
+        return elr(dict(learner.network.named_parameters()), now, rate, self.base_rate)
 
     def zero_norms(self) -> Tensor:
         """How many projected groups are all zero now and so cannot be rescaled, [] (each member's count)."""
@@ -209,25 +215,26 @@ class NaP(Intervention):
         """Radii cannot be recovered from a trained network, so they are saved."""
         return {
             "steps": self.steps,
-            "schedule": self.scheduled.state_dict(),
-            "radii": [group.radius for group in self.groups + self.held],
+            "schedule": None if self.scheduled is None else self.scheduled.state_dict(),
+            "radii": [group.radius for group in self.groups],
             "growth": self._growth,
             "previous": self.previous,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises ValueError if the saved radii are of other groups."""
-        own = self.groups + self.held
+        own = self.groups
         if [radius.shape for radius in state["radii"]] != [group.radius.shape for group in own]:
             raise ValueError("the saved radii do not fit the weights that NaP projects in this network")
         self.steps, self._growth = state["steps"], list(state["growth"])
         for group, radius in zip(own, state["radii"], strict=True):
             group.radius.copy_(radius)
-        self.weights.set_radii(self.groups)
-        self.projected.set_radii(self.groups * self.project + self.held)
+        if self.plan is not None:
+            self.weights.set_radii(self.groups)
         for kept, saved in zip(self.previous, state["previous"], strict=True):
             kept.copy_(saved)
-        self.scheduled.load_state_dict(state["schedule"], self.steps)
+        if self.scheduled is not None:
+            self.scheduled.load_state_dict(state["schedule"], self.steps)
 
 
 def _distance(pair: Gain, parameters: Mapping[str, Tensor]) -> Tensor:

@@ -86,7 +86,7 @@ def convert(
     flow = dataflow.analyse(network)
     for name in flow.biases(layer for group in flow.groups() for layer in group.layers):
         owner, _, last = name.rpartition(".")
-        if isinstance(network.get_submodule(owner), tracing.LINEAR):
+        if tracing.is_linear(network.get_submodule(owner)):
             network.get_submodule(owner).register_parameter(last, None)
     modules = dict(network.named_modules())
     for norm in () if gains else (site.norm for site in flow.hidden):

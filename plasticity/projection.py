@@ -243,16 +243,18 @@ class _Batch:
         self.groups, self.leading = groups, groups[0].leading
         self.tensors = [parameters[name].detach() for group in groups for name in group.tensors]
         self.radii = torch.stack([group.radius for group in groups])  # [groups, *members]
-        self.inside = {t.dim(): (..., *[None] * (t.dim() - self.leading)) for t in self.tensors}
+        self.smallest = torch.finfo(self.radii.dtype).tiny
         self.index: Tensor | None = None
         if len(self.tensors) > len(groups):
             index = [i for i, group in enumerate(groups) for _ in group.tensors]
             self.index = torch.tensor(index, device=self.radii.device)
+        # One axis behind those of members is quicker to reduce and to scale than several; a bias has none of its own.
+        self.flat = [t.view(*t.shape[: self.leading], -1) if t.is_contiguous() else t for t in self.tensors]
 
     def norms(self) -> Tensor:
         """[groups, *members]."""
         if self.leading:
-            norms = torch.stack([_norm(tensor, self.leading) for tensor in self.tensors])
+            norms = torch.stack([_norm(tensor, self.leading) for tensor in self.flat])
         else:
             norms = torch.stack(torch._foreach_norm(self.tensors))
         if self.index is None:
@@ -260,17 +262,19 @@ class _Batch:
         return torch.zeros_like(self.radii).index_add_(0, self.index, norms.square()).sqrt_()
 
     def spread(self, values: Tensor) -> list[Tensor]:
-        """values [groups, *members] or [groups] -> one for each tensor, that broadcasts with it."""
-        each = (values if self.index is None else values[self.index]).unbind()
+        """values [groups, *members] or [groups] -> one for each of `flat`, that broadcasts with it."""
+        each = values if self.index is None else values[self.index]
         if not self.leading:
-            return list(each)
-        members = self.radii.shape[1:]
-        return [v.expand(members)[self.inside[t.dim()]] for v, t in zip(each, self.tensors, strict=True)]
+            return list(each.unbind())
+        each = each.view(len(each), *[1] * (self.radii.dim() - each.dim()), *each.shape[1:], 1)
+        if all(tensor.dim() == each.dim() - 1 for tensor in self.flat):
+            return list(each.unbind())
+        return [v[(..., *[None] * (t.dim() - v.dim()))] for v, t in zip(each.unbind(), self.flat, strict=True)]
 
     def project_(self) -> None:
-        scale = (self.radii / self.norms()).nan_to_num_(1.0, 1.0)
-        scale.add_(scale == 0)  # an infinite norm
-        torch._foreach_mul_(self.tensors, self.spread(scale))
+        # Nothing to divide by if a norm is not finite; zeros stay zeros.
+        excess = (self.norms() / self.radii).nan_to_num_(1.0, 1.0).clamp_(min=self.smallest)
+        torch._foreach_div_(self.flat if self.leading else self.tensors, self.spread(excess))
 
 
 class Projection:
@@ -316,7 +320,8 @@ class Projection:
         for batch in self.batches:
             some = parts[at : at + len(batch.groups)]
             kept, before = before[: len(batch.tensors)], before[len(batch.tensors) :]
-            for old, tensor, part in zip(kept, batch.tensors, batch.spread(some.to(batch.radii)), strict=True):
+            for old, tensor, part in zip(kept, batch.flat, batch.spread(some.to(batch.radii)), strict=True):
+                old = old.view(tensor.shape)
                 tensor.copy_(old + (tensor - old) * part)
             at += len(batch.groups)
 

@@ -20,7 +20,8 @@ class Schedule(Protocol):
     uses_boundaries: it begins again when the task changes.
     """
 
-    uses_boundaries: bool
+    @property
+    def uses_boundaries(self) -> bool: ...
 
     def factor(self, step: int, steps_of_task: int) -> float:
         """For the step after `step` steps in all and `steps_of_task` of this task."""

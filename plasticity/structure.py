@@ -80,7 +80,7 @@ class Structure:
 
     inner: weights between which and the next weights no nonlinearity stands (attention, factorised layers). tables:
     looked up or added, not multiplied (embeddings, positions). normalised: the scale-invariant groups; a weight may be
-    there and in one of the other lists.
+    there and in one of the other lists. transposed: weights stored as [..., in, out], in layers of one's own.
     """
 
     hidden: tuple[Hidden, ...]
@@ -88,6 +88,7 @@ class Structure:
     inner: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()
     normalised: tuple[Normalised, ...] = ()
+    transposed: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """A table: one line a hidden layer, then the heads."""
@@ -150,7 +151,7 @@ def find_structure(network: nn.Module, example: Tensor | tuple[Tensor, ...] | No
     tables = tuple(name for layer in flow.layers if layer.table for name in layer.weights)
     rest = flow.weights(range(len(flow.layers)))
     inner = tuple(name for name in rest if name not in known.union(heads, tables))
-    return Structure(hidden, heads, inner, tables, normalised)
+    return Structure(hidden, heads, inner, tables, normalised, tuple(sorted(flow.transposed)))
 
 
 @contextmanager

@@ -88,6 +88,8 @@ def _without_masks(masks: dict[str, Any]) -> None:
         raise ValueError("a transformer encoder can be read without masks only")
 
 
+# A module whose forward pass depends on shapes may offer one that does not, for a single network, under this name.
+_STRAIGHT = "straight_forward"
 _PLAIN_FORWARD: dict[type[nn.Module], Callable[..., Tensor]] = {
     nn.TransformerEncoderLayer: _encoder_layer,
     nn.TransformerEncoder: _encoder,
@@ -117,21 +119,31 @@ def own_axes(layer: nn.Module, name: str) -> int | None:
     return 1 if axes is not None and name == "bias" else axes
 
 
+def is_linear(module: nn.Module) -> bool:
+    """A module of one's own is one if it has an attribute `inputs_axis`: the axis of `weight` that is read, from the
+    end; the other of the last two are outputs."""
+    return isinstance(module, LINEAR) or hasattr(module, "inputs_axis")
+
+
 class _Tracer(fx.Tracer):
     """Knows our leaf modules, and remembers the innermost module in which tracing failed."""
 
     failed: str | None = None
 
+    def __init__(self, root: nn.Module):
+        super().__init__()
+        self.traced_func_name = _STRAIGHT if hasattr(root, _STRAIGHT) else "forward"
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if type(m) in _PLAIN_FORWARD:
             return False
-        known = isinstance(m, (*LINEAR, *PASSING)) or is_normaliser(m) or nonlinearity_of(m) is not None
+        known = is_linear(m) or isinstance(m, PASSING) or is_normaliser(m) or nonlinearity_of(m) is not None
         return known or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        plain = _PLAIN_FORWARD.get(type(m))
+        plain = _PLAIN_FORWARD.get(type(m)) or getattr(type(m), _STRAIGHT, None)
         try:
             return super().call_module(m, forward if plain is None else partial(plain, m), args, kwargs)
         except Exception:
@@ -145,7 +157,7 @@ def trace(network: nn.Module, example: Tensor | tuple[Tensor, ...] | None = None
     Raises ValueError naming the module that cannot be traced.
     """
     network = opened(network)
-    tracer = _Tracer()
+    tracer = _Tracer(network)
     try:
         graph = tracer.trace(network, _settings(network))
     except Exception as error:
@@ -167,7 +179,7 @@ def trace(network: nn.Module, example: Tensor | tuple[Tensor, ...] | None = None
 
 def _settings(network: nn.Module) -> dict[str, Any]:
     """Arguments of the forward pass that are switches, at their defaults: a graph cannot branch on them."""
-    parameters = inspect.signature(network.forward).parameters.values()
+    parameters = inspect.signature(getattr(network, _STRAIGHT, network.forward)).parameters.values()
     return {
         p.name: p.default for p in parameters if p.default is None or isinstance(p.default, bool | int | float | str)
     }

@@ -199,3 +199,36 @@ def test_finding_the_structure_changes_nothing():
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
     assert all(module.training for module in network.modules())
+
+
+class InFront(nn.Module):
+    """A layer of one's own whose weight is [in, out], and one that is no module."""
+
+    own_axes, inputs_axis = 2, -2
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(inputs, outputs)), nn.Parameter(torch.randn(outputs))
+
+    def forward(self, x):
+        return x @ self.weight + self.bias if x.dim() == 2 else x
+
+
+class Branched(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.act, self.head = InFront(6, 4), nn.ReLU(), nn.Parameter(torch.randn(4, 2))
+
+    def straight_forward(self, x):
+        return self.act(self.first(x)) @ self.head
+
+    def forward(self, x):
+        return self.straight_forward(x if x.dim() == 2 else x[None])
+
+
+def test_layers_of_ones_own():
+    structure = find_structure(Branched())
+    (layer,) = structure.hidden
+    assert (layer.units, layer.weights, layer.biases) == (4, ("first.weight",), ("first.bias",))
+    assert layer.readers == (Reader("head", None),)
+    assert structure.transposed == ("first.weight", "head")
