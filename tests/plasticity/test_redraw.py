@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from plasticity.adam import Adam
+from plasticity.optimisers.adamp import AdamP
+from plasticity.optimisers.trac import TRAC
 from plasticity.redraw import (
     clear_moments,
     clear_step_counts,
@@ -129,6 +131,23 @@ def test_moments_and_step_counts_are_cleared_apart():
     moments, steps = states(learner, "4.weight")
     assert steps == [3]
     assert not any(state.any() for state in moments)
+
+
+def test_a_reference_to_the_first_weights_follows_the_draw():
+    """TRAC scales the distance from them: a unit drawn anew has gone no distance. Its base forgets too."""
+    whole = network()
+    optimizer = TRAC(AdamP(whole.parameters(), 0.1, delta=0.0))
+    learner = learner_of(whole, optimizer)
+    for p in whole.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    mask = torch.tensor([[True, False, False, True]])
+    redraw_units(learner, learner.structure.hidden[0], mask, fresh_parameters(learner))
+    weight = whole.get_parameter("0.weight")
+    assert torch.equal(optimizer.state[weight]["reference"][mask[0]], weight[mask[0]])
+    moments = optimizer.base.state[weight]["exp_avg"]
+    assert moments[mask[0]].abs().max() == 0
+    assert moments[~mask[0]].abs().min() > 0
 
 
 @pytest.mark.parametrize("reader", [Reader("w", None), Reader("w", None, 3, 2, 4), Reader("w", None, 1, 2)])

@@ -71,6 +71,8 @@ def test_arms_are_separated_by_commas():
         ("injection+redo", REASONS["head"]),
         ("crelu+leaky-relu", REASONS["nonlinearity"]),
         ("l2+l2", "same one twice"),
+        ("adamp+muon", REASONS["optimiser"]),
+        ("nap+lipschitz", REASONS["scale"]),
         ("nap+ln", REASONS["normaliser"]),
         ("nap(schedule=linear)", "schedule of nap cannot be written as text"),
         ("none+l2", "none means no"),
