@@ -332,9 +332,9 @@ class _Task:
         return member_losses(outputs, targets).sum()
 
     def score(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Accuracy, or 1 - mean squared error of targets with unit variance, at least 0: [A D]."""
+        """Accuracy, or 1 - squared error / squared targets (0 for whoever says the mean), at least 0: [A D]."""
         scores = member_scores(outputs, targets)
-        return (1 - scores).clamp(min=0) if self.numbers else scores
+        return (1 - scores / targets.square().flatten(1).mean(1)).clamp(min=0) if self.numbers else scores
 
     def fitted(self) -> Tensor:
         """Score on all training samples, [A D]."""
