@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar, cast
 import torch
 from torch import Tensor
 
+from agents.plastic import PlasticAdam
 from agents.population import Axes, RandomStream, copy_state_, of_seed
 from agents.replay import Replay
 from envs.runner import ActionSpec, ContinuousActionSpec, DiscreteActionSpec, ObservationSpec, Step
@@ -27,7 +28,7 @@ class Agent(Protocol):
     """What the loop needs of an agent.
 
     Every module of an agent offers `Config` and `Agent(observation_spec, action_spec, config, *, num_envs, device,
-    streams, compiled=False)`, which raises ValueError if the agent cannot act in such an environment.
+    streams, compiled=False, plasticity=None)`, which raises ValueError if the agent cannot act in such an environment.
 
     Several seeds in one agent. Streams of S seeds make a population (`agents.population`): whatever goes in and comes
     out has S in front, and every seed is, to rounding, what it would be alone. Shapes below show it as *S, empty for
@@ -94,6 +95,9 @@ def gradient_step(optimizer: Adam, loss: Tensor, max_norm: float = math.inf) -> 
 
     A gradient longer than `max_norm`, over all parameters of a seed together, is scaled down to it.
     """
+    penalty = optimizer.penalty() if isinstance(optimizer, PlasticAdam) else None
+    if penalty is not None:
+        loss = loss + penalty.reshape(loss.shape)
     gradients = torch.autograd.grad(loss.sum() if loss.ndim else loss, optimizer.parameters)
     if max_norm < math.inf:
         norms = [torch.linalg.vector_norm(gradient.reshape(*loss.shape, -1), dim=-1) for gradient in gradients]
@@ -117,6 +121,8 @@ def parts_state(parts: Mapping[str, Any], seed: int, lead: Axes) -> dict[str, An
 def _part_state(part: Any, seed: int, lead: Axes) -> Any:
     if isinstance(part, Replay):
         return part.state_dict(seed)
+    if isinstance(part, PlasticAdam):
+        return part.seed_state(seed, lead)
     if isinstance(part, RandomStream):
         return part.generators[seed].get_state()
     return of_seed(part.detach() if isinstance(part, Tensor) else part.state_dict(), seed, lead)
@@ -130,6 +136,8 @@ def load_parts_state(parts: Mapping[str, Any], state: Mapping[str, Any], seed: i
     for name, part in parts.items():
         if isinstance(part, Replay):
             part.load_state_dict(state[name], seed)
+        elif isinstance(part, PlasticAdam):
+            part.load_seed_state(state[name], seed, lead)
         elif isinstance(part, RandomStream):
             part.generators[seed].set_state(state[name])
         else:

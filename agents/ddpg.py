@@ -33,11 +33,11 @@ from agents.agent import (
     take_pending,
     updates_due,
 )
-from agents.networks import Critics, DeterministicActor, new_network
+from agents.networks import Critics, DeterministicActor
+from agents.plastic import Plasticity
 from agents.population import common_lead
 from agents.replay import Batch, Replay
 from envs.runner import ActionSpec, ObservationSpec, Step
-from plasticity.adam import Adam
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,21 +105,23 @@ class Agent:
         device: torch.device,
         streams: Streams,
         compiled: bool = False,
+        plasticity: Plasticity | None = None,
     ):
         observations = require_flat("ddpg", observation_spec)
         action_spec = require_continuous("ddpg", action_spec)
         self.config, self.num_envs, self.device, self.lead = config, num_envs, device, common_lead(streams)
+        self.plasticity = make = plasticity or Plasticity()
         self.exploration = streams["exploration"]
         self.scale = ActionScale(action_spec, device)
         self.action_size = action_spec.size
         sizes = observations, self.action_size, config.hidden, config.layer_norm
-        self.actor = new_network(lambda: DeterministicActor(*sizes), streams["initialisation"])
-        self.critic = new_network(lambda: Critics(1, *sizes), streams["initialisation"])
+        self.actor = make.network(lambda: DeterministicActor(*sizes), streams["initialisation"])
+        self.critic = make.network(lambda: Critics(1, *sizes), streams["initialisation"])
         self.target_actor, self.target_critic = copy.deepcopy(self.actor), copy.deepcopy(self.critic)
         self.online_parameters: list[Tensor] = [*self.actor.parameters(), *self.critic.parameters()]
         self.target_parameters: list[Tensor] = [*self.target_actor.parameters(), *self.target_critic.parameters()]
-        self.actor_optimizer = Adam(list(self.actor.parameters()), config.learning_rate)
-        self.critic_optimizer = Adam(list(self.critic.parameters()), config.learning_rate)
+        self.actor_optimizer = make.optimizer(self.actor, config.learning_rate)
+        self.critic_optimizer = make.optimizer(self.critic, config.learning_rate)
         self.replay = Replay(
             config.replay_capacity, num_envs, observation_spec, action_spec, device, streams["sampling"]
         )
@@ -150,6 +152,7 @@ class Agent:
 
     def update(self) -> Metrics:
         config, metrics = self.config, {}
+        self.plasticity.at(self.steps)
         for _ in range(updates_due(self.steps, self.num_envs, config.warmup_steps, config.update_every)):
             metrics = metrics | self._update_once()
         return metrics

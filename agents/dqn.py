@@ -33,11 +33,11 @@ from agents.agent import (
     take_pending,
     updates_due,
 )
-from agents.networks import Liftable, NatureCNN, mlp, new_network
+from agents.networks import Liftable, NatureCNN, mlp
+from agents.plastic import Plasticity
 from agents.population import common_lead
 from agents.replay import Batch, Replay
 from envs.runner import ActionSpec, ObservationSpec, Step
-from plasticity.adam import Adam
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,18 +123,20 @@ class Agent:
         device: torch.device,
         streams: Streams,
         compiled: bool = False,
+        plasticity: Plasticity | None = None,
     ):
         action_spec = require_discrete("dqn", action_spec)
         self.config, self.num_envs, self.device, self.lead = config, num_envs, device, common_lead(streams)
+        self.plasticity = make = plasticity or Plasticity()
         self.actions = action_spec.count
         self.exploration, self.evaluation = streams["exploration"], streams["evaluation"]
-        self.net = new_network(
+        self.net = make.network(
             lambda: QNetwork(observation_spec, self.actions, config.hidden, config.layer_norm),
             streams["initialisation"],
         )
         self.target_net = copy.deepcopy(self.net)
         self.target_parameters: list[Tensor] = list(self.target_net.parameters())
-        self.optimizer = Adam(list(self.net.parameters()), config.learning_rate, epsilon=config.adam_epsilon)
+        self.optimizer = make.optimizer(self.net, config.learning_rate, config.adam_epsilon)
         self.replay = Replay(
             config.replay_capacity, num_envs, observation_spec, action_spec, device, streams["sampling"]
         )
@@ -170,6 +172,7 @@ class Agent:
 
     def update(self) -> Metrics:
         config, metrics = self.config, {}
+        self.plasticity.at(self.steps)
         rounds = updates_due(self.steps, self.num_envs, config.warmup_steps, config.update_every)
         for _ in range(rounds * config.updates_per_round):
             metrics = self._update_once()

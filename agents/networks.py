@@ -41,21 +41,26 @@ class StackedLinear(Liftable):
     One batched product instead of K small ones, for twin critics; instead of S K in a population.
     """
 
+    own_axes, inputs_axis = 2, -2  # for plasticity.tracing
+
     def __init__(self, count: int, inputs: int, outputs: int):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(count, inputs, outputs))
-        self.bias = nn.Parameter(torch.empty(count, 1, outputs))
+        self.bias: nn.Parameter | None = nn.Parameter(torch.empty(count, 1, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         return _product(x, self.weight, self.bias)
 
     def select(self, index: int, x: Tensor) -> Tensor:
         """Only layer `index`: [*S, B, in] -> [*S, B, out]."""
-        return _product(x, self.weight.select(-3, index), self.bias.select(-3, index))
+        bias = None if self.bias is None else self.bias.select(-3, index)
+        return _product(x, self.weight.select(-3, index), bias)
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x @ weight + bias over the last two axes: x [..., B, in], weight [..., in, out], bias [..., 1, out]."""
+    if bias is None:
+        return torch.matmul(x, weight)
     if x.ndim == 2:
         return torch.addmm(bias, x, weight)
     product = torch.baddbmm(*(tensor.flatten(0, -3) for tensor in (bias, x, weight)))
@@ -65,17 +70,23 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 class StackedLayerNorm(Liftable):
     """K layer normalisations side by side, over the last axis of [*S, K, B, D] (Ba et al. 2016)."""
 
+    normaliser, own_axes = True, 2  # for plasticity.tracing
+
     def __init__(self, count: int, features: int):
         super().__init__()
-        self.scale = nn.Parameter(torch.ones(count, 1, features))
-        self.offset = nn.Parameter(torch.zeros(count, 1, features))
+        self.weight: nn.Parameter | None = nn.Parameter(torch.ones(count, 1, features))
+        self.bias: nn.Parameter | None = nn.Parameter(torch.zeros(count, 1, features))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:]) * self.scale + self.offset
+        y = F.layer_norm(x, x.shape[-1:])
+        return y if self.weight is None or self.bias is None else y * self.weight + self.bias
 
     def select(self, index: int, x: Tensor) -> Tensor:
         """Only normalisation `index`: [*S, B, D] -> [*S, B, D]."""
-        return F.layer_norm(x, x.shape[-1:]) * self.scale.select(-3, index) + self.offset.select(-3, index)
+        y = F.layer_norm(x, x.shape[-1:])
+        if self.weight is None or self.bias is None:
+            return y
+        return y * self.weight.select(-3, index) + self.bias.select(-3, index)
 
 
 class Critics(Liftable):
@@ -89,22 +100,29 @@ class Critics(Liftable):
         # One output each: a dot product takes half the time of a matrix product here.
         self.head = StackedLinear(count, hidden[-1], 1)
         self.norms = nn.ModuleList(StackedLayerNorm(count, size) if layer_norm else nn.Identity() for size in hidden)
+        self.acts = nn.ModuleList(nn.ReLU(inplace=True) for _ in hidden)
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         """obs [*S, B, O], action [*S, B, A] -> values [*S, K, B]."""
         x = torch.cat([obs, action], -1).unsqueeze(-3)
-        x = x.expand(*x.shape[:-3], self.count, -1, -1)
-        for layer, norm in zip(self.layers, self.norms, strict=True):
-            x = F.relu_(norm(layer(x)))
-        return torch.linalg.vecdot(x, self.head.weight.mT) + self.head.bias.squeeze(-1)
+        return self._values(x.expand(*x.shape[:-3], self.count, -1, -1))
+
+    def straight_forward(self, obs: Tensor, action: Tensor) -> Tensor:
+        """The same without a look at shapes, for tracing."""
+        return self._values(torch.cat([obs, action], -1).expand(self.count, -1, -1))
+
+    def _values(self, x: Tensor) -> Tensor:
+        for layer, norm, act in zip(self.layers, self.norms, self.acts, strict=True):
+            x = act(norm(layer(x)))
+        return torch.linalg.vecdot(x, self.head.weight.mT) + cast(Tensor, self.head.bias).squeeze(-1)
 
     def first(self, obs: Tensor, action: Tensor) -> Tensor:
         """Only Q_1: obs [*S, B, O], action [*S, B, A] -> values [*S, B]."""
         x = torch.cat([obs, action], -1)
-        for layer, norm in zip(self.layers, self.norms, strict=True):
+        for layer, norm, act in zip(self.layers, self.norms, self.acts, strict=True):
             x = layer.select(0, x)  # type: ignore[operator]
-            x = F.relu_(norm.select(0, x) if isinstance(norm, StackedLayerNorm) else x)
-        weight, bias = (parameter.select(-3, 0) for parameter in (self.head.weight, self.head.bias))
+            x = act(norm.select(0, x) if isinstance(norm, StackedLayerNorm) else x)
+        weight, bias = (cast(Tensor, t).select(-3, 0) for t in (self.head.weight, self.head.bias))
         return torch.linalg.vecdot(x, weight.mT) + bias.squeeze(-1)
 
 
@@ -151,6 +169,10 @@ class NatureCNN(Liftable):
         norm = [nn.LayerNorm(self.features)] if layer_norm else []
         self.net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, self.features), *norm, nn.ReLU(inplace=True))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def straight_forward(self, image: Tensor) -> Tensor:
+        """The same without a look at shapes, for tracing."""
+        return self.net(image.float() / 255)
 
     def forward(self, image: Tensor) -> Tensor:
         scaled = image.float() / 255

@@ -43,6 +43,11 @@ class RunConfig:
     """of the weights at every evaluation, in TensorBoard alone"""
     preset: str | None
     agent_config: Any
+    interventions: str = "none"
+    """what keeps the networks able to learn, as `plasticity.registry` reads it"""
+    lr_schedule: str = "constant"
+    lr_warmup: int = 0
+    lr_end: float = 0.0
     environment: dict[str, Any] = dataclasses.field(default_factory=dict)
     """where it ran: commit, machine, versions, the runner's own description"""
 

@@ -65,6 +65,14 @@ class TrainOptions:
     """simulate while the networks learn; an update then misses the newest step"""
     bf16: bool = False
     """bfloat16 products in gradient steps: faster, fewer digits (docs/results/speed.md)"""
+    with_: Annotated[str, tyro.conf.arg(name="with")] = "none"
+    """keeps the networks able to learn, joined by +: nap, layernorm, rmsnorm, l2, l2-init"""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """of all learning rates, over --steps"""
+    lr_warmup: int = 0
+    """steps over which a cosine schedule first rises"""
+    lr_end: float = 0.0
+    """part of the learning rate that is left when linear and cosine end"""
     tensorboard: bool = True
     """also write TensorBoard event files"""
     histograms: bool = False

@@ -21,12 +21,14 @@ from runs.checkpoint import list_checkpoints
 from runs.config import RunConfig
 from runs.errors import UsageError
 from runs.folders import describe_machine, new_run_folder
+from runs.keeping import advice
 from runs.lock import RunLock
 from runs.options import TrainOptions, environment_settings, given_value, help_page, parse_with_agent
 from runs.randomness import spawn_streams
 from runs.record import State, read_table
 from runs.session import SeedFailed, run_session
 from runs.statistics import Summary, final_values, summarise
+from runs.training import build_agent
 
 EXAMPLE = "neoteny train td3 --env dmc/cartpole-swingup --steps 50000"
 
@@ -42,6 +44,8 @@ def train_command(arguments: Sequence[str]) -> int:
         raise UsageError(str(error)) from error
     if not options.quiet:
         print(f"{folder}: {config.agent} on {config.env}, {len(config.seeds)} seeds", file=sys.stderr)
+        if warning := advice(config):
+            print(f"neoteny: {warning}", file=sys.stderr)
     with RunLock(folder) as lock:
         return conclude(folder, lambda: run_session(config, folder, lock, options.quiet), options.quiet, options.json)
 
@@ -131,6 +135,10 @@ def _run_config(
         histograms=options.histograms,
         preset=preset,
         agent_config=agent_config,
+        interventions=options.with_,
+        lr_schedule=options.lr_schedule,
+        lr_warmup=options.lr_warmup,
+        lr_end=options.lr_end,
         environment=describe_environment(runner),
     )
 
@@ -138,14 +146,7 @@ def _run_config(
 def _try_to_build(config: RunConfig, runner: Runner) -> None:
     """Build the agent once on the CPU: what does not fit the environment is found before anything is written."""
     cpu = torch.device("cpu")
-    find_agent(config.agent).Agent(
-        runner.observation_spec,
-        runner.action_spec,
-        config.agent_config,
-        num_envs=config.num_envs,
-        device=cpu,
-        streams=spawn_streams(0, cpu),
-    )
+    build_agent(config, runner, cpu, spawn_streams(0, cpu))
 
 
 def make_run_folder(config: RunConfig, options: TrainOptions) -> Path:

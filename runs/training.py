@@ -22,6 +22,7 @@ from runs.checkpoint import SeedPart
 from runs.checkpoint_writer import CheckpointWriter
 from runs.config import RunConfig
 from runs.evaluation import evaluate
+from runs.keeping import plasticity_of
 from runs.randomness import spawn_streams, stream_seed
 from runs.record import Row
 from runs.settings import made_by
@@ -103,6 +104,7 @@ def build_agent(config: RunConfig, runner: Runner, device: torch.device, streams
         device=device,
         streams=streams,
         compiled=config.compiled,
+        plasticity=plasticity_of(config),
     )
 
 

@@ -1,0 +1,38 @@
+"""From a run's configuration to what keeps its agent able to learn."""
+
+from __future__ import annotations
+
+from agents.plastic import Plasticity
+from plasticity.intervention import Intervention
+from plasticity.nap import needs_annealing
+from plasticity.registry import make
+from plasticity.schedules import Constant, Cosine, Linear, Schedule
+from runs.config import RunConfig
+
+
+def plasticity_of(config: RunConfig) -> Plasticity:
+    """For one agent. Raises ValueError if an intervention or a schedule is not possible."""
+    _made(config)
+    return Plasticity(lambda: _made(config), _schedule(config))
+
+
+def advice(config: RunConfig) -> str | None:
+    """What to tell the user about this choice, once; all agents here learn from values."""
+    if config.lr_schedule == "constant" and any(needs_annealing(intervention) for intervention in _made(config)):
+        return (
+            "NaP holds the effective learning rate, which value-based agents rely on to decay: "
+            "performance may drop; try --lr-schedule linear"
+        )
+    return None
+
+
+def _made(config: RunConfig) -> list[Intervention]:
+    return make(config.interventions)
+
+
+def _schedule(config: RunConfig) -> Schedule:
+    if config.lr_schedule == "constant":
+        return Constant()
+    if config.lr_schedule == "linear":
+        return Linear(config.steps, config.lr_end)
+    return Cosine(config.steps, config.lr_warmup, end=config.lr_end)
