@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agents.population import RandomStream
-from plasticity.stacked import stack
+from plasticity.networks.stacked import stack
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -20,7 +20,7 @@ Network = TypeVar("Network", bound=nn.Module)
 class Liftable(nn.Module):
     """A module that counts its axes from the end: a population of it is itself, with stacked parameters and children.
 
-    Shapes are written [*S, ...], see `agents.population`. `plasticity.stacked.stack` makes populations.
+    Shapes are written [*S, ...], see `agents.population`. `plasticity.networks.stacked.stack` makes populations.
     """
 
     @staticmethod
@@ -41,7 +41,7 @@ class StackedLinear(Liftable):
     One batched product instead of K small ones, for twin critics; instead of S K in a population.
     """
 
-    own_axes, inputs_axis = 2, -2  # for plasticity.tracing
+    own_axes, inputs_axis = 2, -2  # for plasticity.networks.tracing
 
     def __init__(self, count: int, inputs: int, outputs: int):
         super().__init__()
@@ -70,7 +70,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 class StackedLayerNorm(Liftable):
     """K layer normalisations side by side, over the last axis of [*S, K, B, D] (Ba et al. 2016)."""
 
-    normaliser, own_axes = True, 2  # for plasticity.tracing
+    normaliser, own_axes = True, 2  # for plasticity.networks.tracing
 
     def __init__(self, count: int, features: int):
         super().__init__()

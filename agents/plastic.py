@@ -15,8 +15,8 @@ from agents.networks import initialise_, new_network
 from agents.population import Axes, RandomStream, of_seed
 from plasticity.adam import Adam
 from plasticity.intervention import Batch, Intervention, Learner
+from plasticity.networks.structure import find_structure
 from plasticity.schedules import Constant, Schedule
-from plasticity.structure import find_structure
 
 Network = TypeVar("Network", bound=nn.Module)
 _STAGES = ("decay", "reset", "clip", "project")  # the order after a step, specs/nap-and-plasticity.md section 3.4

@@ -183,7 +183,7 @@ class MujocoBatch:
             values = action.numpy(force=True) if action.requires_grad or not self._on_host else action.numpy()
             fits = action.is_cpu == self._on_host and values.shape == self._action_shape and values.dtype.kind == "f"
         except (AttributeError, TypeError, NotImplementedError):  # no tensor, or one that NumPy does not take
-            fits, values = False, None
+            fits, values = False, self._ctrl
         if not fits:
             check_action(action, self.action_spec, self.num_envs, self.device)
             values = action.detach().double().numpy(force=True)

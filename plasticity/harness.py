@@ -17,18 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from plasticity.adam import Adam
-from plasticity.diagnostics import Diagnostics
 from plasticity.intervention import Batch, Intervention, Learner
-from plasticity.losses import majority_share, member_losses, member_scores
-from plasticity.mlp_gradients import MLPGradients, Passed, mlp_gradients
-from plasticity.networks import ARCHITECTURES, draw_
+from plasticity.measures.diagnostics import Diagnostics
+from plasticity.networks.architectures import ARCHITECTURES, draw_
+from plasticity.networks.mlp_gradients import MLPGradients, Passed, mlp_gradients
+from plasticity.networks.stacked import stack
+from plasticity.networks.structure import Structure, activations, find_structure
 from plasticity.optimisers.adamp import AdamP
 from plasticity.optimisers.proposing import ProposingOptimizer, scaled_step
 from plasticity.optimisers.sgdp import SGDP
-from plasticity.problems import Problem
-from plasticity.stacked import stack
-from plasticity.streams import generator, open_stream
-from plasticity.structure import Structure, activations, find_structure
+from plasticity.problems.losses import majority_share, member_losses, member_scores
+from plasticity.problems.published import Problem
+from plasticity.problems.streams import generator, open_stream
 
 _GATHERED = 512  # samples of each member that are gathered from the images at a time
 _PROBED = 512  # samples on which the costly diagnostics are measured

@@ -12,20 +12,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from plasticity.structure import Structure
+from plasticity.networks.structure import Structure
 
 
 @dataclass
 class Learner:
     """A network in training, as interventions see it.
 
-    members: K if every parameter has a leading axis of K members (`plasticity.stacked`), None for an ordinary network.
+    members: K if every parameter has a leading axis of K members (`networks.stacked`), None for an ordinary network.
     optimizer: a `torch.optim.Optimizer`, or `plasticity.adam.Adam`; both own one state for each parameter.
     generators: one for each member (one for an ordinary network), for the draws of interventions and nothing else.
     fresh: draws a newly initialised ordinary network from a generator, with the law that drew the first one.
     steps: optimiser steps taken; `after_step` sees the one just taken counted.
     copies: values remembered for parameters ([K, *shape] by name), such as initial ones, averages and targets; where a
-    part of a parameter is drawn anew (`plasticity.redraw`), these follow.
+    part of a parameter is drawn anew (`plasticity.networks.redraw`), these follow.
     """
 
     network: nn.Module

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from plasticity.intervention import Batch, Intervention, Learner
-from plasticity.normalisation import Kind, convert
-from plasticity.projection import Gain, Group, Plan, Projection, elr, gain_groups, plan, project_
+from plasticity.networks.normalisation import Kind, convert
+from plasticity.networks.projection import Gain, Group, Plan, Projection, elr, gain_groups, plan, project_
 from plasticity.schedules import Constant, Replay, Schedule, Scheduled, learning_rates
 
 __all__ = ["ARMS", "NaP", "Plan", "convert", "elr", "elr_power", "needs_annealing", "plan", "project_"]

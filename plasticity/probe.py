@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from plasticity.adam import Adam
-from plasticity.functional import evaluating
-from plasticity.losses import member_losses, member_scores
-from plasticity.stacked import stack
-from plasticity.streams import generator
+from plasticity.networks.functional import evaluating
+from plasticity.networks.stacked import stack
+from plasticity.problems.losses import member_losses, member_scores
+from plasticity.problems.streams import generator
 
 Fresh = Callable[[torch.Generator], nn.Module]
 

@@ -71,8 +71,8 @@ INTERVENTIONS: dict[str, Entry] = {
     "injection": Entry(f"{_HERE}.injection:Injection", takes=("head",)),
     "hare-tortoise": Entry(f"{_HERE}.hare_tortoise:HareTortoise"),
     "nap": Entry("plasticity.nap:NaP", takes=("normaliser", "scale")),
-    "layernorm": Entry("plasticity.normalisation:Normalise", {"kind": "layer"}, takes=("normaliser",)),
-    "rmsnorm": Entry("plasticity.normalisation:Normalise", {"kind": "rms"}, takes=("normaliser",)),
+    "layernorm": Entry("plasticity.networks.normalisation:Normalise", {"kind": "layer"}, takes=("normaliser",)),
+    "rmsnorm": Entry("plasticity.networks.normalisation:Normalise", {"kind": "rms"}, takes=("normaliser",)),
     "crelu": Entry(f"{_HERE}.activations:WithCReLU", takes=("nonlinearity",)),
     "fourier": Entry(f"{_HERE}.activations:WithFourier", takes=("nonlinearity",)),
     "activation": Entry(f"{_HERE}.activations:WithActivation", takes=("nonlinearity",)),
@@ -85,9 +85,9 @@ INTERVENTIONS: dict[str, Entry] = {
     "upgd": Entry(f"{_SHELF}.upgd:WithUPGD", takes=("optimiser",)),
     "trac": Entry(f"{_SHELF}.trac:WithTRAC", takes=("optimiser",)),
     "lipschitz": Entry(f"{_SHELF}.lipschitz:WithLipschitz", takes=("optimiser", "scale")),
-    "seednorm": Entry("plasticity.seednorm:WithSeeDNorm", takes=("normaliser",)),
-    "safe-step": Entry("plasticity.safe_step:SafeStep"),
-    "adaptive-batch": Entry("plasticity.adaptive_batch:AdaptiveBatch", takes=("optimiser", "batch")),
+    "seednorm": Entry("plasticity.interventions.seednorm:WithSeeDNorm", takes=("normaliser",)),
+    "safe-step": Entry("plasticity.interventions.safe_step:SafeStep"),
+    "adaptive-batch": Entry("plasticity.interventions.adaptive_batch:AdaptiveBatch", takes=("optimiser", "batch")),
 }
 ALIASES = {"ln": "layernorm", "fresh": "reset"}
 

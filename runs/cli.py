@@ -122,7 +122,7 @@ def list_(arguments: Sequence[str]) -> int:
     options = parse(ListOptions, arguments, "neoteny list", "neoteny list envs")
     import envs
     from plasticity import registry
-    from plasticity.problems import PROBLEMS
+    from plasticity.problems.published import PROBLEMS
     from runs.catalogue import AGENTS, PRESETS
 
     listings: dict[str, Callable[[], list[str]]] = {

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from plasticity import registry
-from plasticity.diagnostics import Diagnostics
 from plasticity.harness import TaskResult, Trial
-from plasticity.problems import PROBLEMS, SMALL, Problem
+from plasticity.measures.diagnostics import Diagnostics
+from plasticity.problems.published import PROBLEMS, SMALL, Problem
 from runs import checkpoint, compute
 from runs.checkpoint import Damaged, SeedPart
 from runs.checkpoint_writer import CheckpointWriter

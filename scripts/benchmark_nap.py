@@ -14,7 +14,7 @@ import torch
 
 from plasticity.harness import Trial
 from plasticity.nap import ARMS, NaP
-from plasticity.problems import PROBLEMS
+from plasticity.problems.published import PROBLEMS
 
 ROUNDS, STEPS = 15, 100
 

@@ -16,11 +16,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from plasticity import datasets
-from plasticity.changes import Permuted
-from plasticity.diagnostics import Diagnostics
 from plasticity.harness import Trial
-from plasticity.problems import Problem
+from plasticity.measures.diagnostics import Diagnostics
+from plasticity.problems import datasets
+from plasticity.problems.changes import Permuted
+from plasticity.problems.published import Problem
 from runs.compute import keep_freed_memory
 
 MEMBERS, SHAPE, HIDDEN = 10, (1, 28, 28), (100, 100, 100)

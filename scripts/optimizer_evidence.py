@@ -14,11 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from plasticity.adaptive_batch import BatchSize, norm_test, per_sample_gradients
-from plasticity.datasets import digits
 from plasticity.intervention import Batch, Learner
-from plasticity.lipschitz import lipschitz_bound
-from plasticity.networks import draw_
+from plasticity.interventions.adaptive_batch import BatchSize, norm_test, per_sample_gradients
+from plasticity.interventions.safe_step import SafeStep
+from plasticity.interventions.seednorm import SeeDNorm
+from plasticity.measures.lipschitz import lipschitz_bound
+from plasticity.networks.architectures import draw_
+from plasticity.networks.stacked import stack
+from plasticity.networks.structure import find_structure
 from plasticity.optimisers.adagrad import AdAdaGrad, AdaGrad
 from plasticity.optimisers.adamp import AdamP
 from plasticity.optimisers.lipschitz import ConstrainedMuon, parameter_groups
@@ -26,10 +29,7 @@ from plasticity.optimisers.muon import Muon, hidden_matrices
 from plasticity.optimisers.normuon import NorMuon
 from plasticity.optimisers.proposing import ProposingOptimizer, scaled_step
 from plasticity.optimisers.sgdp import SGDP
-from plasticity.safe_step import SafeStep
-from plasticity.seednorm import SeeDNorm
-from plasticity.stacked import stack
-from plasticity.structure import find_structure
+from plasticity.problems.datasets import digits
 
 Make = Callable[[nn.Module], ProposingOptimizer]
 AfterStep = Callable[[int, nn.Module, ProposingOptimizer, Tensor], None]

@@ -19,9 +19,9 @@ import torch
 from torch import nn
 
 from plasticity.intervention import Intervention
-from plasticity.nonlinearities import CReLU, Fourier, SmoothLeakyReLU
-from plasticity.structure import Hidden, Structure, explicit_nonlinearities, find_structure
-from plasticity.tracing import is_normaliser
+from plasticity.networks.nonlinearities import CReLU, Fourier, SmoothLeakyReLU
+from plasticity.networks.structure import Hidden, Structure, explicit_nonlinearities, find_structure
+from plasticity.networks.tracing import is_normaliser
 
 KINDS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU, "elu": nn.ELU, "selu": nn.SELU, "gelu": nn.GELU, "silu": nn.SiLU, "mish": nn.Mish,

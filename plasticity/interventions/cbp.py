@@ -30,9 +30,9 @@ from plasticity.intervention import Batch, Intervention, Learner
 from plasticity.interventions.redo import unit_rows, unit_values
 from plasticity.interventions.regularisers import copy_values
 from plasticity.interventions.scope import between
+from plasticity.networks.redraw import fresh_parameters, reader_inputs, redraw_units, redrawable, unit_parameters
+from plasticity.networks.structure import Hidden, Reader
 from plasticity.optimisers.proposing import at_least, fraction
-from plasticity.redraw import fresh_parameters, reader_inputs, redraw_units, redrawable, unit_parameters
-from plasticity.structure import Hidden, Reader
 
 Utility = Literal["contribution", "zero_contribution", "adaptable_contribution", "weight", "adaptation", "random"]
 _UTILITIES = ("contribution", "zero_contribution", "adaptable_contribution", "weight", "adaptation", "random")

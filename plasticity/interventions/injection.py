@@ -17,10 +17,10 @@ from torch.nn import functional as F
 
 from plasticity.intervention import Batch, Intervention, Learner
 from plasticity.interventions.scope import bias_of
+from plasticity.networks.redraw import fresh_parameters, redraw_tensors
+from plasticity.networks.stacked import StackedLinear
+from plasticity.networks.structure import find_structure
 from plasticity.optimisers.proposing import at_least
-from plasticity.redraw import fresh_parameters, redraw_tensors
-from plasticity.stacked import StackedLinear
-from plasticity.structure import find_structure
 
 FROZEN, OFFSET = "frozen", "offset"
 

@@ -15,8 +15,8 @@ import torch
 
 from plasticity.intervention import Batch, Intervention, Learner
 from plasticity.interventions.scope import between
+from plasticity.networks.redraw import fresh_parameters
 from plasticity.optimisers.proposing import at_least
-from plasticity.redraw import fresh_parameters
 
 
 @dataclass

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from plasticity.intervention import Batch, Intervention, Learner
 from plasticity.interventions.regularisers import copy_values
+from plasticity.networks.redraw import clear_step_counts, fresh_parameters, redraw_units, redrawable
+from plasticity.networks.structure import Hidden
 from plasticity.optimisers.proposing import at_least
-from plasticity.redraw import clear_step_counts, fresh_parameters, redraw_units, redrawable
-from plasticity.structure import Hidden
 
 
 @dataclass

@@ -22,8 +22,8 @@ from torch.nn import functional as F
 
 from plasticity.intervention import Batch, Intervention, Learner
 from plasticity.interventions.scope import all_weights, bias_of, hidden_weights, regularised
+from plasticity.networks.redraw import fresh_parameters
 from plasticity.optimisers.proposing import at_least
-from plasticity.redraw import fresh_parameters
 
 
 @dataclass

@@ -16,8 +16,8 @@ import torch
 
 from plasticity.intervention import Batch, Intervention, Learner
 from plasticity.interventions.scope import bias_of
+from plasticity.networks.redraw import clear_moments, clear_step_counts, redraw_tensors
 from plasticity.optimisers.proposing import at_least
-from plasticity.redraw import clear_moments, clear_step_counts, redraw_tensors
 
 
 @dataclass

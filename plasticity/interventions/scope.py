@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from plasticity.intervention import Learner
-from plasticity.structure import Structure
+from plasticity.networks.structure import Structure
 
 
 def normaliser_parameters(network: nn.Module, structure: Structure | None = None) -> set[str]:

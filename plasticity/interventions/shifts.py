@@ -64,7 +64,7 @@ class AdamW(Intervention):
     ) -> torch.optim.Optimizer:
         spared = normaliser_parameters(network)
         if self.hidden is False:
-            from plasticity.structure import find_structure
+            from plasticity.networks.structure import find_structure
 
             spared |= {name for layer in find_structure(network).hidden for name in layer.weights}
         names = {id(p): name for name, p in network.named_parameters()}

@@ -21,8 +21,8 @@ from plasticity.intervention import Batch, Intervention, Learner
 from plasticity.interventions.redo import unit_rows, unit_values
 from plasticity.interventions.regularisers import copy_values
 from plasticity.interventions.scope import between
+from plasticity.networks.redraw import fresh_parameters, redraw_units, redrawable
 from plasticity.optimisers.proposing import at_least
-from plasticity.redraw import fresh_parameters, redraw_units, redrawable
 
 BINS_PER_OCTAVE = 4
 

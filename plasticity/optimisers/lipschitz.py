@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from plasticity.intervention import Intervention, Learner
-from plasticity.lipschitz import Attention, operator_norm
+from plasticity.measures.lipschitz import Attention, operator_norm
 from plasticity.optimisers.muon import ADAM
 from plasticity.optimisers.orthogonal import LARGEST_OUTPUT, as_matrices, exact, newton_schulz
 from plasticity.optimisers.proposing import (

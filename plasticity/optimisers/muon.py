@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from plasticity.intervention import Intervention
+from plasticity.networks.structure import find_structure
 from plasticity.optimisers.orthogonal import Orthogonaliser, Scale, as_matrices, orthogonalise, step_scale
 from plasticity.optimisers.proposing import (
     Group,
@@ -23,7 +24,6 @@ from plasticity.optimisers.proposing import (
     fraction,
     momentum_buffers,
 )
-from plasticity.structure import find_structure
 
 # Of the authors, for the parameters that are not matrices of hidden layers.
 ADAM = {"adam": True, "lr": 3e-4, "betas": (0.9, 0.95), "eps": 1e-10, "weight_decay": 0.0}

@@ -12,10 +12,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from agents.plastic import PlasticAdam, Plasticity
 from envs import Step
-from plasticity import projection
 from plasticity.intervention import Intervention
 from plasticity.nap import NaP
-from plasticity.normalisation import Normalise
+from plasticity.networks import projection
+from plasticity.networks.normalisation import Normalise
 from plasticity.schedules import Linear
 from runs.catalogue import AGENTS
 from tests.agents.fakes import BOX, BUTTONS, CPU, FRAMES, SMALL, VECTOR, fake_gradients, make_step, streams

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from plasticity.adaptive_batch import (
+from plasticity.interventions.adaptive_batch import (
     AdaptiveBatch,
     BatchSize,
     augmented_test,

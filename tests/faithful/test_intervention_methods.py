@@ -21,8 +21,8 @@ from plasticity.interventions.redo import ReDo, dormancy
 from plasticity.interventions.regularisers import L2, L2Init, Parseval, Spectral, W2Init
 from plasticity.interventions.shifts import AdamW, WeightClip, WeightDecay
 from plasticity.interventions.snr import record_silences, silence_thresholds
-from plasticity.redraw import fresh_parameters
-from plasticity.structure import activations, find_structure
+from plasticity.networks.redraw import fresh_parameters
+from plasticity.networks.structure import activations, find_structure
 from tests.plasticity.toy import Residual, draw_, learner_of
 
 NOTHING = Batch(torch.zeros(1, 1, 1), torch.zeros(1, 1), {})

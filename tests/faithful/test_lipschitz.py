@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from plasticity.lipschitz import (
+from plasticity.measures.lipschitz import (
     Attention,
     ConvexResidual,
     DividedGELU,
@@ -18,6 +18,7 @@ from plasticity.lipschitz import (
     lipschitz_transformer,
     operator_norm,
 )
+from plasticity.networks.stacked import stack
 from plasticity.optimisers.lipschitz import ConstrainedMuon, norm_after_step, parameter_groups
 from plasticity.optimisers.spectral import (
     leading,
@@ -30,7 +31,6 @@ from plasticity.optimisers.spectral import (
     stiefel,
     svd_clip,
 )
-from plasticity.stacked import stack
 
 
 def generator(seed=0):

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from plasticity.adam import Adam
 from plasticity.intervention import Batch, Learner
 from plasticity.nap import ARMS, NaP, convert, elr, plan, project_
-from plasticity.projection import Group, Plan, Projection
+from plasticity.networks.projection import Group, Plan, Projection
+from plasticity.networks.stacked import member, stack
+from plasticity.networks.structure import find_structure
 from plasticity.schedules import Replay
-from plasticity.stacked import member, stack
-from plasticity.structure import find_structure
 
 HIDDEN = ("0.weight", "2.weight")
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from plasticity import ntk
-from plasticity.stacked import stack
+from plasticity.measures import ntk
+from plasticity.networks.stacked import stack
 
 
 def double(*shape, seed=0):

@@ -11,7 +11,7 @@ from torch import Tensor
 from plasticity import registry
 from plasticity.harness import Trial
 from plasticity.nap import NaP
-from plasticity.problems import PROBLEMS, Problem
+from plasticity.problems.published import PROBLEMS, Problem
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 

@@ -13,17 +13,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from plasticity.intervention import Batch, Learner
-from plasticity.optimisers.adamp import AdamP
-from plasticity.optimisers.proposing import scaled_step
-from plasticity.optimisers.sgdp import SGDP
-from plasticity.safe_step import (
+from plasticity.interventions.safe_step import (
     SafeStep,
     inverse_radius,
     inverse_radius_of_two,
     logit_rates,
     proposal_norm,
 )
-from plasticity.stacked import member, stack
+from plasticity.networks.stacked import member, stack
+from plasticity.optimisers.adamp import AdamP
+from plasticity.optimisers.proposing import scaled_step
+from plasticity.optimisers.sgdp import SGDP
 
 
 def generator(seed=0):

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from plasticity.networks import draw_
-from plasticity.seednorm import SeeDNorm, WithSeeDNorm, seednorm_param_groups
-from plasticity.stacked import stack
-from plasticity.structure import find_structure
+from plasticity.interventions.seednorm import SeeDNorm, WithSeeDNorm, seednorm_param_groups
+from plasticity.networks.architectures import draw_
+from plasticity.networks.stacked import stack
+from plasticity.networks.structure import find_structure
 
 
 def random(*shape, seed=0):

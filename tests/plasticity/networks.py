@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from agents.networks import DeterministicActor, NatureCNN
-from plasticity.nonlinearities import CReLU
+from plasticity.networks.nonlinearities import CReLU
 
 
 class Functional(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from plasticity import activity
+from plasticity.measures import activity
 
 
 def constant(values, batch=4):

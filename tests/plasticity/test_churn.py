@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from plasticity import churn
+from plasticity.measures import churn
 
 
 def outputs(*shape, seed=0):

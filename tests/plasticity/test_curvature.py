@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from plasticity import curvature
-from plasticity.functional import evaluating, population_function, trainable
-from plasticity.losses import member_losses
-from plasticity.stacked import stack
+from plasticity.measures import curvature
+from plasticity.networks.functional import evaluating, population_function, trainable
+from plasticity.networks.stacked import stack
+from plasticity.problems.losses import member_losses
 
 K, B = 3, 24
 

@@ -10,13 +10,13 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from plasticity import activity, norms, ranks
 from plasticity.adam import Adam
-from plasticity.diagnostics import Diagnostics, norm_exponent
 from plasticity.intervention import Batch, Learner
-from plasticity.losses import member_losses
-from plasticity.stacked import stack
-from plasticity.structure import activations, find_structure
+from plasticity.measures import activity, norms, ranks
+from plasticity.measures.diagnostics import Diagnostics, norm_exponent
+from plasticity.networks.stacked import stack
+from plasticity.networks.structure import activations, find_structure
+from plasticity.problems.losses import member_losses
 
 K, B = 3, 16
 SIZES = (6, 12, 10, 4)

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from plasticity.changes import ClassPairs, Redrawn, Shuffled
-from plasticity.diagnostics import Diagnostics
 from plasticity.harness import Autograd, Trial
 from plasticity.intervention import Intervention
-from plasticity.losses import majority_share, member_losses, member_scores, output_gradient
-from plasticity.mlp_gradients import MLPGradients, mlp_gradients
-from plasticity.problems import PROBLEMS, Problem
-from plasticity.stacked import stack
-from plasticity.structure import find_structure
+from plasticity.measures.diagnostics import Diagnostics
+from plasticity.networks.mlp_gradients import MLPGradients, mlp_gradients
+from plasticity.networks.stacked import stack
+from plasticity.networks.structure import find_structure
+from plasticity.problems.changes import ClassPairs, Redrawn, Shuffled
+from plasticity.problems.losses import majority_share, member_losses, member_scores, output_gradient
+from plasticity.problems.published import PROBLEMS, Problem
 
 TOY = Problem(data="blobs", change=Redrawn(), tasks=3, steps=10, batch_size=8, examples=30, hidden=(12, 9))
 

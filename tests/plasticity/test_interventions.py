@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from plasticity import projection
 from plasticity.adam import Adam
-from plasticity.changes import Redrawn
 from plasticity.harness import Trial
-from plasticity.problems import Problem
+from plasticity.networks import projection
+from plasticity.problems.changes import Redrawn
+from plasticity.problems.published import Problem
 from plasticity.registry import INTERVENTIONS, make, uses_boundaries
 from tests.plasticity.toy import MEMBERS, Training, cnn, mlp
 

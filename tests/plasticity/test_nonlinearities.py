@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from plasticity.nonlinearities import CReLU, Fourier, SmoothLeakyReLU
-from plasticity.stacked import stack
+from plasticity.networks.nonlinearities import CReLU, Fourier, SmoothLeakyReLU
+from plasticity.networks.stacked import stack
 
 
 def draw(*shape: int) -> torch.Tensor:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from plasticity import norms
+from plasticity.measures import norms
 
 
 def test_norms_by_hand():

@@ -11,8 +11,11 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from plasticity.adaptive_batch import AdaptiveBatch
 from plasticity.intervention import Learner
+from plasticity.interventions.adaptive_batch import AdaptiveBatch
+from plasticity.interventions.seednorm import WithSeeDNorm
+from plasticity.networks.stacked import member, stack
+from plasticity.networks.structure import find_structure
 from plasticity.optimisers.adagrad import AdAdaGrad, AdaGrad
 from plasticity.optimisers.adamp import AdamP, WithAdamP
 from plasticity.optimisers.lipschitz import ConstrainedMuon, WithLipschitz
@@ -21,9 +24,6 @@ from plasticity.optimisers.normuon import NorMuon, WithNorMuon
 from plasticity.optimisers.sgdp import SGDP, WithSGDP
 from plasticity.optimisers.trac import TRAC, WithTRAC
 from plasticity.optimisers.upgd import UPGD, WithUPGD
-from plasticity.seednorm import WithSeeDNorm
-from plasticity.stacked import member, stack
-from plasticity.structure import find_structure
 
 K = 3
 

@@ -11,9 +11,9 @@ from torch import nn
 
 from plasticity import probe
 from plasticity.adam import Adam
-from plasticity.losses import member_losses, member_scores
-from plasticity.networks import draw_, mlp
+from plasticity.networks.architectures import draw_, mlp
 from plasticity.probe import CHECKPOINT, FRESH, Arm, Settings
+from plasticity.problems.losses import member_losses, member_scores
 
 QUICK = Settings(steps=30, batch_size=16, draws=3, learning_rate=1e-2)
 

@@ -6,19 +6,19 @@ import math
 
 import pytest
 import torch
+from tests.plasticity.networks.architectures import CASES, build, mlp, residual
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from plasticity import projection
 from plasticity.intervention import Batch, Learner
 from plasticity.nap import NaP, convert, needs_annealing, plan, project_
-from plasticity.normalisation import ImageRMSNorm, Normalise
-from plasticity.projection import Projection
+from plasticity.networks import projection
+from plasticity.networks.normalisation import ImageRMSNorm, Normalise
+from plasticity.networks.projection import Projection
+from plasticity.networks.stacked import stack
+from plasticity.networks.structure import find_structure
 from plasticity.schedules import Constant, Cosine, Linear, Replay, Scheduled, learning_rates
-from plasticity.stacked import stack
-from plasticity.structure import find_structure
-from tests.plasticity.networks import CASES, build, mlp, residual
 
 
 def parameters(net):

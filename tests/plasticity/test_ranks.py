@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from plasticity import ranks
+from plasticity.measures import ranks
 
 BY_SIGMA = (ranks.erank, ranks.srank, ranks.energy_rank, ranks.stable_rank, ranks.participation)
 

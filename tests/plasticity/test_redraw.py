@@ -9,9 +9,7 @@ import torch
 from torch import nn
 
 from plasticity.adam import Adam
-from plasticity.optimisers.adamp import AdamP
-from plasticity.optimisers.trac import TRAC
-from plasticity.redraw import (
+from plasticity.networks.redraw import (
     clear_moments,
     clear_step_counts,
     fresh_parameters,
@@ -20,8 +18,10 @@ from plasticity.redraw import (
     redraw_units,
     redrawable,
 )
-from plasticity.stacked import stack
-from plasticity.structure import Reader
+from plasticity.networks.stacked import stack
+from plasticity.networks.structure import Reader
+from plasticity.optimisers.adamp import AdamP
+from plasticity.optimisers.trac import TRAC
 from tests.plasticity.toy import MEMBERS, Residual, draw_, learner_of
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from plasticity.stacked import Vmapped, member, stack
+from plasticity.networks.stacked import Vmapped, member, stack
 
 K, B = 3, 5
 

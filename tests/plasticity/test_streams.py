@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from plasticity import datasets
-from plasticity.changes import (
+from plasticity.problems import datasets
+from plasticity.problems.changes import (
     Alternating,
     ClassPairs,
     Constant,
@@ -23,8 +23,8 @@ from plasticity.changes import (
     Renamed,
     Shuffled,
 )
-from plasticity.problems import PROBLEMS, SMALL, Problem
-from plasticity.streams import BitStream, generator, open_stream
+from plasticity.problems.published import PROBLEMS, SMALL, Problem
+from plasticity.problems.streams import BitStream, generator, open_stream
 
 CPU = torch.device("cpu")
 TOY = Problem(data="blobs", change=Redrawn(), tasks=3, steps=7, batch_size=4, examples=30)

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from plasticity.intervention import Batch, Intervention, Learner
+from plasticity.networks.stacked import stack
+from plasticity.networks.structure import activations, find_structure
 from plasticity.optimisers.adamp import AdamP
 from plasticity.optimisers.proposing import scaled_step
 from plasticity.registry import make
-from plasticity.stacked import stack
-from plasticity.structure import activations, find_structure
 
 MEMBERS, STEPS, TASK, BATCH, CLASSES = 3, 30, 10, 16, 4
 

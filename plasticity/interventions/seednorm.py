@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from plasticity import dataflow
 from plasticity.intervention import Intervention
-from plasticity.normalisation import put_before
-from plasticity.rewriting import explicit_nonlinearities
+from plasticity.networks import dataflow
+from plasticity.networks.normalisation import put_before
+from plasticity.networks.rewriting import explicit_nonlinearities
 
 
 def seednorm(x: Tensor, gamma: Tensor, alpha: Tensor, beta: Tensor, heads: int, eps: float) -> Tensor:

@@ -15,8 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from plasticity import tracing
-from plasticity.structure import Normalised, Structure, find_structure, table
+from plasticity.networks import tracing
+from plasticity.networks.structure import Normalised, Structure, find_structure, table
 
 # act(c x) = c act(x) for c > 0: scaling gain and offset together scales the units.
 HOMOGENEOUS = {"relu", "leaky_relu", "prelu", "crelu"}
@@ -165,7 +165,7 @@ def _check_normalised(structure: Structure, joint_biases: bool) -> None:
         if bare:
             raise ValueError(
                 f"no normaliser between '{bare[0]}' and the {layer.nonlinearity} '{layer.name}'; put one there, "
-                "for example with plasticity.normalisation.convert"
+                "for example with plasticity.networks.normalisation.convert"
             )
     for group in structure.normalised:
         if group.batch:

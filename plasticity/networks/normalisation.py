@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from plasticity import dataflow, stacked, tracing
 from plasticity.intervention import Intervention
-from plasticity.rewriting import explicit_nonlinearities
+from plasticity.networks import dataflow, stacked, tracing
+from plasticity.networks.rewriting import explicit_nonlinearities
 
 Kind = Literal["layer", "rms"]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from plasticity import stacked
+from plasticity.networks import stacked
 from plasticity.optimisers.spectral import leading
 
 GELU_SLOPE = 1.1289042  # the largest slope of GELU

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
-from plasticity.functional import (
+from plasticity.measures.ranks import erank
+from plasticity.networks.functional import (
     Function,
     Parameters,
     count,
@@ -23,7 +24,6 @@ from plasticity.functional import (
     trainable,
     unflatten,
 )
-from plasticity.ranks import erank
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Product = Callable[[Tensor], Tensor]

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import jacrev, jvp, vjp, vmap
 
-from plasticity.curvature import negative_share
-from plasticity.functional import Function, Parameters, member_function, trainable
-from plasticity.ranks import erank, participation
+from plasticity.measures.curvature import negative_share
+from plasticity.measures.ranks import erank, participation
+from plasticity.networks.functional import Function, Parameters, member_function, trainable
 
 Reduction = Literal["full", "trace", "diagonal", "pseudo"]
 Method = Literal["jacobian", "vector products"]

@@ -1,7 +1,7 @@
 """K networks of one architecture as one network: every parameter and buffer gets a leading axis of K members.
 
 `stack` turns K ordinary networks into one `nn.Module` that maps [K, B, ...] to [K, B, ...]. Parameters keep their
-names, so what is written for the parameters of one network (`plasticity.structure`) holds for the stacked ones. Known
+names, so what is written for the parameters of one network (`structure`) holds for the stacked ones. Known
 layers run as one batched product or one grouped convolution, a layer of one's own through the module that its static
 method `stacked` makes of K such layers, anything else through `torch.func.vmap`. Members never mix: member k of the
 result is what network k alone would give.

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from plasticity import datasets
-from plasticity.changes import Change, ClassPairs, Constant, FlippingBits, Pool
-from plasticity.problems import Problem
+from plasticity.problems import datasets
+from plasticity.problems.changes import Change, ClassPairs, Constant, FlippingBits, Pool
+from plasticity.problems.published import Problem
 
 # One stream of random numbers for each purpose; new ones go to the end, so that old runs keep their numbers.
 PURPOSES = ("initialisation", "examples", "content", "order", "intervention", "probe")

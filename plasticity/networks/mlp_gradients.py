@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from plasticity.losses import output_gradient
-from plasticity.stacked import StackedFlatten, StackedLayerNorm, StackedLinear
+from plasticity.networks.stacked import StackedFlatten, StackedLayerNorm, StackedLinear
+from plasticity.problems.losses import output_gradient
 
 
 @dataclass

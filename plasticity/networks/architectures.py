@@ -9,7 +9,7 @@ from typing import Literal, cast
 import torch
 from torch import nn
 
-from plasticity.tracing import is_normaliser
+from plasticity.networks.tracing import is_normaliser
 
 Law = Literal["kaiming", "torch"]
 

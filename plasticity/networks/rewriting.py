@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from plasticity import dataflow
+from plasticity.networks import dataflow
 
 
 class Nonlinearity(nn.Module):

@@ -1,7 +1,7 @@
 """What a network is made of, as those who intervene see it: hidden units, the weights in front of them and behind them.
 
 Names are those of `named_parameters()` and `named_modules()`, the same for one network and for a stacked population.
-`find_structure` reads them off the traced forward pass (`plasticity.dataflow`), `activations` watches the units.
+`find_structure` reads them off the traced forward pass (`dataflow`), `activations` watches the units.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from plasticity import dataflow, rewriting
+from plasticity.networks import dataflow, rewriting
 
 
 @dataclass(frozen=True)

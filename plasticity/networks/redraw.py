@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from plasticity.adam import Adam
 from plasticity.intervention import Learner
-from plasticity.structure import Hidden, Reader
+from plasticity.networks.structure import Hidden, Reader
 
 # Entries of an optimiser's state that hold values of the parameter, not statistics of its gradients.
 REFERENCES = ("reference",)

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 
-from plasticity import stacked
+from plasticity.networks import stacked
 
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, stacked.StackedLinear, stacked.StackedConv2d)
 NORMALISERS = (

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from plasticity import stacked, tracing
+from plasticity.networks import stacked, tracing
 
 
 @dataclass

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plasticity import activity, churn, curvature, norms, ntk, ranks
-from plasticity.curvature import Loss
-from plasticity.functional import evaluating, population_function, trainable
 from plasticity.intervention import Batch, Learner
-from plasticity.structure import Hidden, activations
+from plasticity.measures import activity, churn, curvature, norms, ntk, ranks
+from plasticity.measures.curvature import Loss
+from plasticity.networks.functional import evaluating, population_function, trainable
+from plasticity.networks.structure import Hidden, activations
 
 Metrics = dict[str, Tensor]
 

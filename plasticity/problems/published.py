@@ -10,7 +10,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from plasticity.changes import (
+from plasticity.networks.architectures import ARCHITECTURES, Law
+from plasticity.problems.changes import (
     Alternating,
     Change,
     ClassPairs,
@@ -22,7 +23,6 @@ from plasticity.changes import (
     Renamed,
     Shuffled,
 )
-from plasticity.networks import ARCHITECTURES, Law
 
 
 @dataclass(frozen=True, kw_only=True)

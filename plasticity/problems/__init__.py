@@ -1,0 +1,1 @@
+"""Streams of tasks on which plasticity is lost: data sets, what changes, the published settings by name."""
