@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from tests.plasticity.networks.architectures import CASES, build, mlp, residual
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
@@ -19,6 +18,7 @@ from plasticity.networks.projection import Projection
 from plasticity.networks.stacked import stack
 from plasticity.networks.structure import find_structure
 from plasticity.schedules import Constant, Cosine, Linear, Replay, Scheduled, learning_rates
+from tests.plasticity.networks import CASES, build, mlp, residual
 
 
 def parameters(net):

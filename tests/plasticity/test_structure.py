@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.plasticity.networks.architectures import CASES, Concatenated, Dueling, Functional, Noisy, Sum, mlp, residual
 from torch import nn
 
 from agents.networks import DeterministicActor
 from plasticity.networks.stacked import stack
 from plasticity.networks.structure import Reader, activations, explicit_nonlinearities, find_structure
 from tests.plasticity import networks
+from tests.plasticity.networks import CASES, Concatenated, Dueling, Functional, Noisy, Sum, mlp, residual
 
 
 def build(case, seed=0):
