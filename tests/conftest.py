@@ -1,8 +1,13 @@
 """For all tests: they import dm_control and draw without going through our runner, so its precaution is taken here."""
 
-from hypothesis import settings
+import os
 
-from envs.graphics import load_compiler_first
+# Tests run side by side: threads of their own would wait for one another on the same cores. Before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from hypothesis import settings  # noqa: E402
+
+from envs.graphics import load_compiler_first  # noqa: E402
 
 load_compiler_first()
 
