@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from envs.actions import check_action
 from envs.host_step import MemoryRing, StepMemory, check_task_args, resized, take_row_seeds
 from envs.runner import ActionSpec, ContinuousActionSpec, DiscreteActionSpec, ObservationSpec, RunnerSpec, Step
 from envs.tasks.classic_control import TASKS, many_rows, one_row
@@ -166,12 +167,12 @@ class ClassicControl:
 def _decoder(spec: ActionSpec, num_envs: int, device: torch.device) -> Callable[[Tensor], Any]:
     """The function from a tensor of actions to what a task takes: a number for one row, else an array [N]."""
     if isinstance(spec, DiscreteActionSpec):
-        return _discrete_decoder(spec.count, num_envs, device)
+        return _discrete_decoder(spec, num_envs, device)
     return _continuous_decoder(spec, num_envs, device)
 
 
-def _discrete_decoder(count: int, num_envs: int, device: torch.device) -> Callable[[Tensor], Any]:
-    shape, on_host = torch.Size((num_envs,)), device.type == "cpu"
+def _discrete_decoder(spec: DiscreteActionSpec, num_envs: int, device: torch.device) -> Callable[[Tensor], Any]:
+    count, shape, on_host = spec.count, torch.Size((num_envs,)), device.type == "cpu"
 
     def fits(action: Tensor) -> bool:
         return action.dtype is torch.int64 and action.shape == shape and action.is_cpu is on_host
@@ -190,10 +191,7 @@ def _discrete_decoder(count: int, num_envs: int, device: torch.device) -> Callab
         raise refusal(action)
 
     def refusal(action: Tensor) -> ValueError:
-        if action.dtype is not torch.int64 or action.shape != shape:
-            return ValueError(f"actions must be int64 [{num_envs}], got {action.dtype} {list(action.shape)}")
-        if action.is_cpu is not on_host:
-            return ValueError(f"actions must be on {device}, they are on {action.device}")
+        check_action(action, spec, num_envs, device)
         row, number = next((row, number) for row, number in enumerate(action.tolist()) if not 0 <= number < count)
         return ValueError(f"row {row}: action {number} is not one of 0 to {count - 1}")
 
@@ -210,7 +208,7 @@ def _continuous_decoder(spec: ContinuousActionSpec, num_envs: int, device: torch
         if action.dtype is torch.float32 and action.shape == shape and action.is_cpu is on_host:
             number = action.item()
         else:
-            check(action)
+            check_action(action, spec, num_envs, device)
             number = action.float().item()
         if low <= number <= high:
             return number
@@ -219,20 +217,14 @@ def _continuous_decoder(spec: ContinuousActionSpec, num_envs: int, device: torch
         raise refusal(action)
 
     def decode_many(action: Tensor) -> np.ndarray:
-        check(action)
+        check_action(action, spec, num_envs, device)
         numbers = action.numpy(force=True)[:, 0].astype(np.float32).astype(np.float64)
         if np.count_nonzero((lowest <= numbers) & (numbers <= highest)) == num_envs:
             return many_rows.clip(numbers, low, high)
         raise refusal(action)
 
-    def check(action: Tensor) -> None:
-        if not action.is_floating_point() or action.shape != shape:
-            raise ValueError(f"actions must be float32 [{num_envs}, 1], got {action.dtype} {list(action.shape)}")
-        if action.is_cpu is not on_host:
-            raise ValueError(f"actions must be on {device}, they are on {action.device}")
-
     def refusal(action: Tensor) -> Exception:
-        check(action)
+        check_action(action, spec, num_envs, device)
         numbers = enumerate(action.flatten().tolist())
         row, number = next((row, number) for row, number in numbers if not lowest <= number <= highest)
         if math.isnan(number):

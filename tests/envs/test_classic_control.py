@@ -163,14 +163,14 @@ def test_wrong_actions_are_refused(rows):
     pendulum.reset()
     last = rows - 1
     for runner, action, error, message in (
-        (cart_pole, torch.zeros(rows), ValueError, rf"actions must be int64 \[{rows}\], got torch.float32"),
-        (cart_pole, torch.zeros(rows, 1, dtype=torch.int64), ValueError, "actions must be int64"),
-        (cart_pole, torch.zeros(rows, dtype=torch.int64, device="meta"), ValueError, "on cpu, they are on meta"),
+        (cart_pole, torch.zeros(rows), ValueError, rf"action must be int64 \[{rows}\], got torch.float32"),
+        (cart_pole, torch.zeros(rows, 1, dtype=torch.int64), ValueError, "action must be int64"),
+        (cart_pole, torch.zeros(rows, dtype=torch.int64, device="meta"), ValueError, "on cpu, it is on meta"),
         (cart_pole, torch.tensor([0, 2])[-rows:], ValueError, f"row {last}: action 2 is not one of 0 to 1"),
         (cart_pole, torch.tensor([1, -1])[-rows:], ValueError, f"row {last}: action -1 is not one of 0 to 1"),
-        (pendulum, torch.zeros(rows), ValueError, rf"actions must be float32 \[{rows}, 1\]"),
-        (pendulum, torch.zeros(rows, 1, dtype=torch.int64), ValueError, "actions must be float32"),
-        (pendulum, torch.zeros(rows, 1, device="meta"), ValueError, "on cpu, they are on meta"),
+        (pendulum, torch.zeros(rows), ValueError, rf"action must be floating-point \[{rows}, 1\]"),
+        (pendulum, torch.zeros(rows, 1, dtype=torch.int64), ValueError, "action must be floating-point"),
+        (pendulum, torch.zeros(rows, 1, device="meta"), ValueError, "on cpu, it is on meta"),
         (
             pendulum,
             torch.tensor([[2.0], [2.1]])[-rows:],
