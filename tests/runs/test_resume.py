@@ -243,7 +243,7 @@ def test_differences_are_named_with_what_to_do(run):
     assert torch_.endswith("instead of 2.13.0; for 2.13.0: pip install 'torch==2.13.0'")
     assert commit == f"Neoteny at commit {'b' * 10} instead of {'a' * 10}; for that: git checkout {'a' * 10}"
     assert "instead of a VAX" in machine
-    with pytest.raises(ValueError, match="the environment of the run has backend ale, here it has gymnasium"):
+    with pytest.raises(ValueError, match="the environment of the run has backend ale, here it has classic_control"):
         differences({**here, "runner": {**here["runner"], "backend": "ale"}}, here)
 
 
