@@ -27,6 +27,13 @@ def check_action(action: Any, spec: ActionSpec, num_envs: int, device: torch.dev
         raise ValueError(f"action must be {wanted} {shape}, got {action.dtype} {list(action.shape)}")
 
 
+def check_choice(action: Tensor, spec: DiscreteActionSpec) -> None:
+    """Raise ValueError, naming the row, unless all actions int64 [N] are among those of `spec`. Waits for a device."""
+    for row, number in enumerate(action.tolist()):
+        if not 0 <= number < spec.count:
+            raise ValueError(f"row {row}: action {number} is not one of 0 to {spec.count - 1}")
+
+
 def check_bounds(values: np.ndarray, spec: ContinuousActionSpec) -> None:
     """Raise an error that names row and column unless all actions [N, A] are numbers within the bounds of `spec`.
 

@@ -12,7 +12,7 @@ import torch
 from gymnasium.spaces import Box, Discrete, Space
 from torch import Tensor
 
-from envs.actions import check_action, check_bounds
+from envs.actions import check_action, check_bounds, check_choice
 from envs.runner import ActionSpec, ContinuousActionSpec, DiscreteActionSpec, ObservationSpec
 
 Encode = Callable[[Any], Any]
@@ -73,8 +73,7 @@ def _discrete(spec: DiscreteActionSpec, start: int, num_envs: int, device: torch
         check_action(action, spec, num_envs, device)
         values = action.tolist()
         if min(values) < 0 or max(values) >= spec.count:
-            row = next(row for row, value in enumerate(values) if not 0 <= value < spec.count)
-            raise ValueError(f"row {row}: action {values[row]} is not one of 0 .. {spec.count - 1}")
+            check_choice(action, spec)
         return [value + start for value in values] if start else values
 
     return decode

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs.actions import check_action
+from envs.actions import check_action, check_choice
 from envs.model_changes import check_factors
 from envs.registry import check_id, make
 from envs.runner import ActionSpec, ContinuousActionSpec, DiscreteActionSpec, ObservationSpec, Runner, RunnerSpec, Step
@@ -197,6 +197,8 @@ class SequenceRunner:
     def send(self, action: Tensor) -> None:
         """Raises ValueError for actions of another kind, or of which the present task's runner says so."""
         check_action(action, self.action_spec, self.num_envs, self.device)
+        if isinstance(self.action_spec, DiscreteActionSpec) and action.is_cpu:
+            check_choice(action, self.action_spec)  # a task with fewer actions would take any number for its action 0
         self._runner.send(self._own_action(action))
 
     def recv(self) -> Step:

@@ -176,7 +176,7 @@ def test_send_and_recv_alternate():
         ("gym/CartPole-v1", torch.zeros(3, dtype=torch.int64), r"must be int64 \[2\]"),
         ("gym/CartPole-v1", torch.zeros(2, dtype=torch.int64, device="meta"), "must be on cpu, it is on meta"),
         ("gym/CartPole-v1", [0, 0], "must be a tensor, got list"),
-        ("gym/CartPole-v1", torch.tensor([0, 2]), r"row 1: action 2 is not one of 0 .. 1"),
+        ("gym/CartPole-v1", torch.tensor([0, 2]), r"row 1: action 2 is not one of 0 to 1"),
         ("gym/CartPole-v1", torch.tensor([-1, 0]), r"row 0: action -1 is not one of"),
         ("gym/Pendulum-v1", torch.zeros(2), r"must be floating-point \[2, 1\]"),
         ("gym/Pendulum-v1", torch.zeros(2, 1, dtype=torch.int64), r"must be floating-point \[2, 1\]"),

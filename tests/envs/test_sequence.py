@@ -120,7 +120,8 @@ def test_a_change_of_the_model_waits_for_each_rows_own_episode():
         (["mujoco/Hopper-v5", "dmc/walker-walk"], torch.zeros(2, 6, dtype=torch.int64), "must be floating-point"),
         (["mujoco/Hopper-v5", "dmc/walker-walk"], torch.zeros(2, 6, device="meta"), "must be on cpu"),
         (["gym/CartPole-v1", "gym/Acrobot-v1"], torch.zeros(2), r"must be int64 \[2\]"),
-        (["gym/CartPole-v1", "gym/Acrobot-v1"], torch.tensor([0, -1]), "action -1"),
+        (["gym/CartPole-v1", "gym/Acrobot-v1"], torch.tensor([0, -1]), "row 1: action -1 is not one of 0 to 2"),
+        (["gym/CartPole-v1", "gym/Acrobot-v1"], torch.tensor([3, 0]), "row 0: action 3 is not one of 0 to 2"),
         (["gym/CartPole-v1", "gym/Acrobot-v1"], [0, 0], "must be a tensor, got list"),
     ],
 )
