@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from agents.networks import initialise_, new_network
 from agents.population import Axes, RandomStream, of_seed
 from plasticity.adam import Adam
-from plasticity.intervention import Batch, Intervention, Learner
+from plasticity.intervention import Batch, Intervention, Learner, by_stage
 from plasticity.networks.structure import find_structure
 from plasticity.schedules import Constant, Schedule
 
 Network = TypeVar("Network", bound=nn.Module)
-_STAGES = ("decay", "reset", "clip", "project")  # the order after a step, specs/nap-and-plasticity.md section 3.4
 _NO_BATCH = Batch(torch.empty(0), torch.empty(0), {})
 
 
@@ -29,7 +28,7 @@ class PlasticAdam(Adam):
     def __init__(self, learner: Learner, interventions: Sequence[Intervention], learning_rate: float, epsilon: float):
         super().__init__(list(learner.network.parameters()), learning_rate, epsilon=epsilon)
         learner.optimizer = self
-        self.learner, self.interventions = learner, sorted(interventions, key=lambda i: _STAGES.index(i.stage))
+        self.learner, self.interventions = learner, by_stage(interventions)
         for intervention in self.interventions:
             intervention.begin(learner)
         self._penalising = [i for i in self.interventions if i.penalises]

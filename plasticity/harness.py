@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from plasticity.adam import Adam
-from plasticity.intervention import Batch, Intervention, Learner
+from plasticity.intervention import Batch, Intervention, Learner, by_stage
 from plasticity.measures.diagnostics import Diagnostics
 from plasticity.networks.architectures import ARCHITECTURES, draw_
 from plasticity.networks.mlp_gradients import MLPGradients, Passed, mlp_gradients
@@ -32,7 +32,6 @@ from plasticity.problems.streams import generator, open_stream
 
 _GATHERED = 512  # samples of each member that are gathered from the images at a time
 _PROBED = 512  # samples on which the costly diagnostics are measured
-_STAGES = ("decay", "reset", "clip", "project")  # the order after a step, specs/nap-and-plasticity.md section 3.4
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class Trial:
     ):
         self.problem, self.seeds, self.device = problem, tuple(seeds), torch.device(device)
         self.interventions = list(interventions)
-        self._after = sorted(self.interventions, key=lambda i: _STAGES.index(i.stage))
+        self._after = by_stage(self.interventions)
         self.stream = open_stream(problem, self.seeds, self.device, folder)
         self._template = self._built()
         networks = [self._fresh(generator(self.device, seed, "initialisation")) for seed in self.seeds]

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from plasticity.networks.structure import Structure
+
+Stage = Literal["decay", "reset", "clip", "project"]  # the order after a step, specs/nap-and-plasticity.md section 3.4
 
 
 @dataclass
@@ -62,13 +64,13 @@ class Intervention:
     uses_boundaries: it must be told when the task changes, which most problems hide from the learner.
     needs_activations: `after_step` reads `batch.activations`.
     scales_steps: `scale_step` is to be asked; the optimiser must then be one of `plasticity.optimisers`.
-    stage: of several interventions, `after_step` is called in the order decay, reset, clip, project (spec 3.4).
+    stage: of several interventions, `after_step` is called in the order of `by_stage`.
     """
 
     uses_boundaries = False
     needs_activations = False
     scales_steps = False
-    stage: Literal["decay", "reset", "clip", "project"] = "reset"
+    stage: Stage = "reset"
 
     def build(self, network: nn.Module) -> nn.Module:
         """The network to train instead of `network`, one member, before weights are drawn. Raises ValueError if it
@@ -119,3 +121,8 @@ class Intervention:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Undo `state_dict`, after `begin`."""
+
+
+def by_stage(interventions: Iterable[Intervention]) -> list[Intervention]:
+    """In the order in which they act after a step; those of one stage stay as they are."""
+    return sorted(interventions, key=lambda intervention: get_args(Stage).index(intervention.stage))

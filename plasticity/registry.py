@@ -3,8 +3,7 @@
     make("redo")                              one, with its source's settings
     make("nap+redo(threshold=0.1,every=100)")  several, with settings of one's own
 
-Modules load when a name in them is asked for. Interventions come back in the order in which they act after a step:
-decay, reset, clip, project (spec 3.4).
+Modules load when a name in them is asked for. Interventions come back in the order in which they act after a step.
 """
 
 from __future__ import annotations
@@ -19,9 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from plasticity.intervention import Intervention
-
-STAGES = ("decay", "reset", "clip", "project")
+from plasticity.intervention import Intervention, by_stage
 
 
 @dataclass(frozen=True)
@@ -104,7 +101,7 @@ def make(text: str) -> list[Intervention]:
     # Normalisers are put in front of the nonlinearities that are there in the end.
     parts.sort(key=lambda part: "normaliser" in INTERVENTIONS[part[0]].takes)
     made = [_construct(name, settings) for name, settings in parts if name != "none"]
-    made.sort(key=lambda intervention: STAGES.index(intervention.stage))
+    made = by_stage(made)
     if any(intervention.stage == "project" and getattr(intervention, "project", True) for intervention in made):
         for intervention in made:  # decay of projected weights changes only the rate, or the moments (spec 1.2, item 8)
             if getattr(intervention, "hidden", True) is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from plasticity.intervention import by_stage
 from plasticity.interventions.cbp import CBP
 from plasticity.interventions.redo import ReDo
 from plasticity.interventions.resets import Reset
@@ -86,6 +87,13 @@ def test_what_is_wrong_is_said_in_one_sentence(text, message):
 
 def test_what_goes_together_is_let_through():
     assert len(make("redo+reset-head+l2-init+hare-tortoise+adamw+crelu")) == 6
+
+
+def test_interventions_act_in_the_order_of_their_stages():
+    made = make("nap+weight-clip+redo+weight-decay")
+    assert [i.stage for i in made] == ["decay", "reset", "clip", "project"]
+    first, second = make("l2"), make("redo")
+    assert by_stage([*make("nap"), *first, *second])[:2] == [*first, *second]
 
 
 def test_reasons_are_given_for_all_that_is_taken():
