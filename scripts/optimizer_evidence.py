@@ -310,16 +310,16 @@ def safe_step(seeds: Sequence[int]) -> None:
 
 
 def adaptive_batch(seeds: Sequence[int]) -> None:
-    """Batches that grow, at 60 000 samples; whole batches first, then micro-batches of 8 that a population adds up."""
+    """Batches that grow, at 30 000 samples; whole batches first, then micro-batches of 8 that a population adds up."""
     inputs, labels, x, y = data()
     heading("optimiser", "first batch", "batch after 10 %", "last batch", "updates", "test accuracy")
-    samples = 60_000
-    for eta in (0.3, 0.6, 1.0, None):
+    samples = 30_000
+    for eta in (0.5, 1.0, 2.0, None):
         results = []
         for seed in seeds:
             network = draw_(mlp(64), "torch", torch.Generator().manual_seed(seed))
-            optimizer = AdaGrad(network.parameters(), 0.1)
-            size = BatchSize(lambda g, eta=eta: norm_test(g, eta or 1.0), size=8, largest=1024, every=5)
+            optimizer = AdaGrad(network.parameters(), 1.0)
+            size = BatchSize(lambda g, eta=eta: norm_test(g, eta or 1.0), size=8, largest=512, every=5)
             source, seen, updates, early = torch.Generator().manual_seed(1000 + seed), 0, 0, 0
             while seen < samples:
                 rows = torch.randint(len(inputs), (size.size,), generator=source)
@@ -335,9 +335,9 @@ def adaptive_batch(seeds: Sequence[int]) -> None:
                 results.append((early, size.size, updates, float((network(x).argmax(1) == y).float().mean())))
         name = "AdaGradNorm, batch 8" if eta is None else f"AdAdaGradNorm, eta {eta}"
         row(name, 8, *(median(column) for column in zip(*results, strict=True)))
-    for eta in (0.6, 1.0):
+    for eta in (1.0, 2.0):
         network = population(lambda: mlp(64), seeds)
-        optimizer, early = AdAdaGrad(network.parameters(), 0.1, eta, 2, 128, stacked=True), []
+        optimizer, early = AdAdaGrad(network.parameters(), 1.0, eta, 2, 64, stacked=True), []
 
         def after(
             step: int, network: nn.Module, optimizer: ProposingOptimizer, loss: Tensor, early: list[Tensor] = early

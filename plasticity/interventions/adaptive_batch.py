@@ -128,11 +128,12 @@ class AdaptiveBatch(Intervention):
     """AdAdaGrad: AdaGrad whose batches grow as its gradient gets noisier, made of the problem's own.
 
     Gradients of the problem's batches add up until they make the batch that a member wants, at which it steps; samples
-    go by at the same pace for all. first, largest: sizes in batches of the problem; see `AdAdaGrad`. on_experience:
-    whether the size falls back to the first where a new task begins.
+    go by at the same pace for all. learning_rate: 1 suits the global step size, 0.3 that of rows. first, largest: sizes
+    in batches of the problem; see `AdAdaGrad`. on_experience: whether the size falls back to the first where a new task
+    begins.
     """
 
-    learning_rate: float = 0.05
+    learning_rate: float = 1.0
     eta: float = 0.5
     first: int = 2
     largest: int = 1024
