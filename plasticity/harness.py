@@ -48,8 +48,8 @@ class Trial:
 
     interventions: objects of this trial alone; none for the plain learner. folder: where data sets lie. compiled: the
     network goes through `torch.compile`, which pays in long runs. diagnostics: what else is measured, on its own
-    schedule, and at the end of each `costly_every`-th task and the last, on samples of that task. Raises ValueError for
-    what does not fit together.
+    schedule, with the interventions' own metrics, and at the end of each `costly_every`-th task and the last, on
+    samples of that task. Raises ValueError for what does not fit together.
     """
 
     def __init__(
@@ -164,6 +164,8 @@ class Trial:
             intervention.after_step(learner, batch)
         if diagnostics is not None:
             found = diagnostics.cheap(learner, batch, gradients, member_losses, loss_before)
+            for intervention in self.interventions:  # whose numbers may be counters that go on
+                found |= {name: value.clone() for name, value in intervention.metrics(learner).items()}
             self.measurements.append((learner.steps, found))
         return passed.outputs.detach()
 

@@ -178,10 +178,10 @@ class SafeStep(Intervention):
         return {f"safe_step/{name}": value for name, value in values.items() if value is not None}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"refused": self.refused}
+        return {"refused": self.refused, "warned": self.warned}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.refused = state["refused"]
+        self.refused, self.warned = state["refused"], state["warned"]
 
 
 def proposal_norm(proposal: Mapping[str, Tensor], population: bool) -> Tensor:

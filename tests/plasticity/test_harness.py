@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from plasticity.networks.structure import find_structure
 from plasticity.problems.changes import ClassPairs, Redrawn, Shuffled
 from plasticity.problems.losses import majority_share, member_losses, member_scores, output_gradient
 from plasticity.problems.published import PROBLEMS, Problem
+from plasticity.registry import make
 
 TOY = Problem(data="blobs", change=Redrawn(), tasks=3, steps=10, batch_size=8, examples=30, hidden=(12, 9))
 
@@ -213,6 +215,44 @@ def test_diagnostics_change_nothing(optimizer):
     for _, found in measured.measurements:
         assert all(value.shape == (2,) for value in found.values())
         assert (found["plasticity/update_ratio"] > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("adamp", "optimizer/projected/1.weight"),
+        ("sgdp", "optimizer/angle/1.weight"),
+        ("safe-step", "safe_step/scale"),
+        ("adaptive-batch", "adaptive_batch/size"),
+        ("lipschitz", "lipschitz/1.weight"),
+    ],
+)
+def test_what_interventions_measure_is_recorded_with_the_diagnostics(text, name):
+    trial = Trial(TOY, make(text), [0, 1], diagnostics=Diagnostics(every=5))
+    run(trial)
+    assert [steps for steps, _ in trial.measurements] == [5, 10, 15, 20, 25, 30]
+    for _, found in trial.measurements:
+        assert found[name].shape == (2,)
+    plain = Trial(TOY, make(text), [0, 1])
+    run(plain)
+    for own, other in zip(plain.network.parameters(), trial.network.parameters(), strict=True):
+        assert torch.equal(own, other)
+
+
+def test_a_refused_step_is_told_once_through_the_harness_and_a_resumed_trial():
+    problem = dataclasses.replace(TOY, steps=20)
+    trial = Trial(problem, make("safe-step"), [0, 1], diagnostics=Diagnostics(every=2))
+    trial.network.get_parameter("1.weight").data[1].fill_(torch.inf)
+    with pytest.warns(UserWarning, match="safe-step refused steps"):
+        trial.advance(5)
+    refused = [found["safe_step/refused"].tolist() for _, found in trial.measurements]
+    assert refused == [[0, 2], [0, 4]]
+    again = Trial(problem, make("safe-step"), [0, 1], diagnostics=Diagnostics(every=2))
+    again.load_state_dict(trial.state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again.advance(5)
+    assert [found["safe_step/refused"].tolist() for _, found in again.measurements] == [[0, 6], [0, 8], [0, 10]]
 
 
 def test_chance_is_the_commonest_label():

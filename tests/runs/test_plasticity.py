@@ -68,11 +68,15 @@ def test_the_whole_command(tmp_path, capsys):
     assert "exists already; continue it with `neoteny resume" in capsys.readouterr().err
 
 
-def test_an_arm_stopped_anywhere_ends_as_if_it_had_not_been(tmp_path):
+@pytest.mark.parametrize(
+    ("intervention", "measured"),
+    [("none", None), ("adamp+safe-step", "safe_step/scale"), ("adaptive-batch", "adaptive_batch/size")],
+)
+def test_an_arm_stopped_anywhere_ends_as_if_it_had_not_been(tmp_path, intervention, measured):
     (tmp_path / "whole").mkdir()
-    whole_config, whole = arm(tmp_path / "whole")
+    whole_config, whole = arm(tmp_path / "whole", intervention=intervention)
     assert train_arm(whole_config, whole, lambda steps: None, never) == "done"
-    config, folder = arm(tmp_path)
+    config, folder = arm(tmp_path, intervention=intervention)
     for allowed in (1, 2, 1, 9):
         calls = iter([False] * allowed + [True] * 1000)
         state = train_arm(config, folder, lambda steps: None, lambda calls=calls: next(calls))
@@ -84,6 +88,7 @@ def test_an_arm_stopped_anywhere_ends_as_if_it_had_not_been(tmp_path):
         for run in (whole, folder)
     ]
     assert timeless[0] == timeless[1]
+    assert measured is None or sum(name == measured for _, name, _, _ in timeless[0]) == 2 * 20
 
 
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(tmp_path):
@@ -97,10 +102,10 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(tmp_path):
 
 
 def test_killed_and_resumed(tmp_path):
-    command = [sys.executable, "-m", "runs.cli", *TOY, "--with", "none", "--no-fresh", "--no-stationary", "--quiet"]
+    command = [sys.executable, "-m", "runs.cli", *TOY, "--with", "adamp", "--no-fresh", "--no-stationary", "--quiet"]
     command += ["--tasks", "40", "--steps-per-task", "100", "--checkpoint-every", "0", "--out", str(tmp_path)]
     child = subprocess.Popen([*command, "--name", "run"], cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE)
-    own = tmp_path / "run" / "none"
+    own = tmp_path / "run" / "adamp"
     deadline = time.monotonic() + 150
     while not list_checkpoints(own) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -110,6 +115,8 @@ def test_killed_and_resumed(tmp_path):
     assert main(["resume", str(tmp_path / "run"), "--quiet"]) == 0
     rows = [row for row in read_table(own) if row.name == "plasticity/online_accuracy"]
     assert [row.step for row in rows if row.seed == 0] == list(range(100, 4001, 100))
+    moved = [row for row in read_table(own) if row.name == "optimizer/relative_step/1.weight"]
+    assert [row.step for row in moved if row.seed == 1] == list(range(200, 4001, 200))
 
 
 def test_the_summary_against_numbers_by_hand(tmp_path):
