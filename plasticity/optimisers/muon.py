@@ -5,7 +5,7 @@ Everything else (heads, embeddings, first convolutions, biases, gains) is traine
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -50,34 +50,15 @@ class Muon(ProposingOptimizer):
         ns_dtype: torch.dtype | None = None,
         stacked: bool = False,
     ):
-        fraction("momentum", momentum)
-        at_least("ns_steps", ns_steps, 1)
-        if ns not in get_args(Orthogonaliser) or scale not in get_args(Scale):
-            raise ValueError(f"unknown ns '{ns}' or scale '{scale}'")
-        defaults = {
-            "adam": False,
-            "lr": lr,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-            "ns_steps": ns_steps,
-            "nesterov": nesterov,
-            "ns": ns,
-            "scale": scale,
-            "ns_dtype": ns_dtype,
-        }
-        super().__init__(params, defaults, stacked)
+        defaults = orthogonal_defaults(lr, momentum, weight_decay, ns_steps, nesterov, ns, ns_dtype)
+        super().__init__(params, {**defaults, "scale": chosen("scale", scale, Scale)}, stacked)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Raises ValueError if a parameter to be made orthogonal is no matrix."""
         super().add_param_group(adam_or_matrices(param_group, self.stacked))
 
     def _propose(self, groups: Sequence[Group]) -> list[Tensor]:
-        steps = []
-        for group in groups:
-            proposals = adam_proposal(self, group) if group.options["adam"] else self._orthogonal_steps(group)
-            decay(group, proposals)
-            steps += proposals
-        return steps
+        return adam_or(self, groups, self._orthogonal_steps)
 
     def _orthogonal_steps(self, group: Group) -> list[Tensor]:
         options = group.options
@@ -99,6 +80,49 @@ def adam_or_matrices(group: dict[str, Any], stacked: bool) -> dict[str, Any]:
     if bad is not None:
         raise ValueError(f"only matrices can be made orthogonal, got {list(bad.shape)}; put it in a group with 'adam'")
     return group
+
+
+def orthogonal_defaults(
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    ns_steps: int,
+    nesterov: bool,
+    ns: Orthogonaliser,
+    ns_dtype: torch.dtype | None,
+) -> dict[str, Any]:
+    """The options of groups that `adam_or_matrices` and `orthogonal_momentum` read. Raises ValueError if impossible."""
+    fraction("momentum", momentum)
+    at_least("ns_steps", ns_steps, 1)
+    return {
+        "adam": False,
+        "lr": lr,
+        "momentum": momentum,
+        "weight_decay": weight_decay,
+        "ns_steps": ns_steps,
+        "nesterov": nesterov,
+        "ns": chosen("ns", ns, Orthogonaliser),
+        "ns_dtype": ns_dtype,
+    }
+
+
+def chosen(name: str, value: str, options: Any) -> str:
+    """The value, if it is one of a Literal's. Raises ValueError for another."""
+    if value not in get_args(options):
+        raise ValueError(f"unknown {name} '{value}'; there are {', '.join(get_args(options))}")
+    return value
+
+
+def adam_or(
+    optimizer: ProposingOptimizer, groups: Sequence[Group], orthogonal_steps: Callable[[Group], list[Tensor]]
+) -> list[Tensor]:
+    """The steps of all groups, decay included: Adam's of those with "adam", `orthogonal_steps` of the others."""
+    steps = []
+    for group in groups:
+        proposals = adam_proposal(optimizer, group) if group.options["adam"] else orthogonal_steps(group)
+        decay(group, proposals)
+        steps += proposals
+    return steps
 
 
 def orthogonal_momentum(optimizer: ProposingOptimizer, group: Group) -> list[Tensor]:
@@ -130,6 +154,14 @@ def hidden_matrices(
     return [p for p in parameters if id(p) in wanted], [p for p in parameters if id(p) not in wanted]
 
 
+def hidden_and_others(
+    network: nn.Module, parameters: Iterable[nn.Parameter], learning_rate: float, stacked: bool
+) -> list[dict[str, Any]]:
+    """Groups for `hidden_matrices`: those, and the others, which Adam trains at `learning_rate`."""
+    matrices, others = hidden_matrices(network, parameters, stacked)
+    return [{"params": matrices}, {"params": others, "adam": True, "lr": learning_rate}]
+
+
 @dataclass(frozen=True)
 class WithMuon(Intervention):
     """Muon for the matrices of hidden layers, at a rate of its own; AdamW at the problem's rate for the rest."""
@@ -142,6 +174,5 @@ class WithMuon(Intervention):
     def optimizer(
         self, network: nn.Module, parameters: Iterable[nn.Parameter], learning_rate: float, stacked: bool
     ) -> Muon:
-        matrices, others = hidden_matrices(network, parameters, stacked)
-        groups = [{"params": matrices}, {"params": others, "adam": True, "lr": learning_rate}]
+        groups = hidden_and_others(network, parameters, learning_rate, stacked)
         return Muon(groups, self.learning_rate, self.momentum, self.weight_decay, scale=self.scale, stacked=stacked)

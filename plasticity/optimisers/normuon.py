@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from plasticity.intervention import Intervention
-from plasticity.optimisers.muon import adam_or_matrices, hidden_matrices, orthogonal_momentum
+from plasticity.optimisers.muon import (
+    adam_or,
+    adam_or_matrices,
+    chosen,
+    hidden_and_others,
+    orthogonal_defaults,
+    orthogonal_momentum,
+)
 from plasticity.optimisers.orthogonal import Orthogonaliser, step_scale
-from plasticity.optimisers.proposing import Group, ProposingOptimizer, adam_proposal, at_least, decay, fraction
+from plasticity.optimisers.proposing import Group, ProposingOptimizer, at_least, fraction
 
 NeuronScale = Literal["frobenius", "rms"]
 
@@ -39,38 +46,18 @@ class NorMuon(ProposingOptimizer):
         eps: float = 1e-10,
         stacked: bool = False,
     ):
-        fraction("momentum", momentum)
         fraction("beta2", beta2)
-        at_least("ns_steps", ns_steps, 1)
         at_least("eps", eps, 0)
-        if ns not in get_args(Orthogonaliser) or scale not in get_args(NeuronScale):
-            raise ValueError(f"unknown ns '{ns}' or scale '{scale}'")
-        defaults = {
-            "adam": False,
-            "lr": lr,
-            "momentum": momentum,
-            "beta2": beta2,
-            "weight_decay": weight_decay,
-            "ns_steps": ns_steps,
-            "nesterov": nesterov,
-            "ns": ns,
-            "scale": scale,
-            "ns_dtype": ns_dtype,
-            "eps": eps,
-        }
-        super().__init__(params, defaults, stacked)
+        defaults = orthogonal_defaults(lr, momentum, weight_decay, ns_steps, nesterov, ns, ns_dtype)
+        own = {"beta2": beta2, "eps": eps, "scale": chosen("scale", scale, NeuronScale)}
+        super().__init__(params, {**defaults, **own}, stacked)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Raises ValueError if a parameter to be made orthogonal is no matrix."""
         super().add_param_group(adam_or_matrices(param_group, self.stacked))
 
     def _propose(self, groups: Sequence[Group]) -> list[Tensor]:
-        steps = []
-        for group in groups:
-            proposals = adam_proposal(self, group) if group.options["adam"] else self._neuron_steps(group)
-            decay(group, proposals)
-            steps += proposals
-        return steps
+        return adam_or(self, groups, self._neuron_steps)
 
     def _neuron_steps(self, group: Group) -> list[Tensor]:
         options = group.options
@@ -110,8 +97,7 @@ class WithNorMuon(Intervention):
     def optimizer(
         self, network: nn.Module, parameters: Iterable[nn.Parameter], learning_rate: float, stacked: bool
     ) -> NorMuon:
-        matrices, others = hidden_matrices(network, parameters, stacked)
-        groups = [{"params": matrices}, {"params": others, "adam": True, "lr": learning_rate}]
+        groups = hidden_and_others(network, parameters, learning_rate, stacked)
         return NorMuon(
             groups,
             self.learning_rate,
