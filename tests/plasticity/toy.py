@@ -20,6 +20,7 @@ from plasticity.optimisers.proposing import scaled_step
 from plasticity.registry import make
 
 MEMBERS, STEPS, TASK, BATCH, CLASSES = 3, 30, 10, 16, 4
+NOTHING = Batch(torch.zeros(1, 1, 1), torch.zeros(1, 1), {})
 
 
 def mlp() -> nn.Module:
@@ -69,6 +70,28 @@ def learner_of(network: nn.Module, optimizer: Any = None, members: int | None = 
         generators=[torch.Generator().manual_seed(seed + k) for k in range(members or 1)],
         fresh=lambda generator: draw_(copy.deepcopy(template), generator),  # type: ignore[arg-type]
     )
+
+
+def relu_mlp(*sizes: int, seed: int = 0) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
+        layers += [nn.Linear(inputs, outputs, dtype=torch.float64), nn.ReLU()]
+    return draw_(nn.Sequential(*layers[:-1]), torch.Generator().manual_seed(seed))  # type: ignore[return-value]
+
+
+def draw(*shape: int, seed: int = 1) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def with_axis(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.unsqueeze(0) for name, p in network.named_parameters()}
+
+
+def watched(learner, x):
+    """The batch [1, B, ...] as interventions see it, and the output."""
+    with activations(learner.network, learner.structure) as seen:
+        output = learner.network(x)
+    return Batch(x.unsqueeze(0), torch.zeros(1, len(x)), {n: h.unsqueeze(0) for n, h in seen.items()}), output.detach()
 
 
 class Training:
