@@ -35,6 +35,7 @@ A continual- and reinforcement-learning laboratory.
   report RUN [RUN ...]   learning curves with intervals as one HTML page and a PNG
   compare A B [...]      which run is better, by how much, how sure
   plasticity             what interventions do to the ability to learn, side by side
+  probe RUN              what a checkpoint can still learn, compared with a fresh network
   sweep FILE             train every combination that a file lists
   bench                  the runner's speed against other libraries and the bare simulator
   list                   agents, environments, presets, problems, interventions
@@ -159,6 +160,13 @@ def sweep(arguments: Sequence[str]) -> int:
     return run_sweep(options, arguments)
 
 
+def probe(arguments: Sequence[str]) -> int:
+    """Runs `neoteny probe`."""
+    from runs.probe import probe_command
+
+    return probe_command(arguments)
+
+
 def plasticity(arguments: Sequence[str]) -> int:
     """Runs `neoteny plasticity`."""
     from runs.plasticity import plasticity_command
@@ -181,6 +189,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "report": report,
     "compare": compare,
     "plasticity": plasticity,
+    "probe": probe,
     "sweep": sweep,
     "bench": bench,
     "list": list_,

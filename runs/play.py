@@ -56,11 +56,13 @@ def open_environments(config: RunConfig, num_envs: int, seed: int, device: torch
         raise UsageError(str(error)) from error
 
 
-def load_agent(config: RunConfig, saved: Path, seed: int, runner: Runner, device: torch.device) -> Agent:
-    """The agent of one seed as it was saved, without its replay. Raises UsageError if it does not fit."""
+def load_agent(
+    config: RunConfig, saved: Path, seed: int, runner: Runner, device: torch.device, with_rings: bool = False
+) -> Agent:
+    """One seed's agent as it was saved, its replay empty unless `with_rings`. Raises UsageError if it does not fit."""
     try:
         agent = build_agent(config, runner, device, spawn_streams(seed, device))
-        agent.load_state_dict(checkpoint.read_seed(saved, seed, with_rings=False)["agent"])
+        agent.load_state_dict(checkpoint.read_seed(saved, seed, with_rings)["agent"])
     except MISFITS as error:
         maker = made_by(config.environment)
         raise UsageError(f"{saved} does not fit this installation: {one_line(error)}; {maker}") from error

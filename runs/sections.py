@@ -16,6 +16,7 @@ from runs.compare import FEW_SEEDS, compare_read_runs
 from runs.errors import UsageError
 from runs.films import film_of
 from runs.page import section, table, value_cell
+from runs.probe_section import probe_section
 from runs.report import RETURNS, Report
 from runs.results import Measured, Run, differing_settings, measure, measure_over_tasks
 from runs.settings import CONFIG
@@ -33,7 +34,14 @@ _MOST_ROWS = 24  # of the table of final values; a longer one is folded
 def render_page(report: Report) -> str:
     """The whole HTML page. The same runs give the same page."""
     sections = [_summary(report), *_main_curves(report), _aggregate(report), _comparison(report), _bars(report)]
-    sections += [_films(report), _accuracies(report), *_diagnostics(report), _final_values(report), _settings(report)]
+    sections += [
+        _films(report),
+        _accuracies(report),
+        probe_section(report.runs),
+        *_diagnostics(report),
+        _final_values(report),
+        _settings(report),
+    ]
     return page.whole_page(report.title, _lead(report), [found for found in sections if found])
 
 
