@@ -223,7 +223,7 @@ class GymnasiumRunner:
     def _check_finite(self, memory: StepMemory, reward_sum: float) -> None:
         obs = memory.flat_obs
         # A sum of squares is not finite if any element is not; the slower search also clears those merely too large.
-        if not math.isfinite(reward_sum) or (obs.dtype != np.uint8 and not math.isfinite(obs.dot(obs))):
+        if not math.isfinite(reward_sum) or (obs.dtype != np.uint8 and not math.isfinite(np.vdot(obs, obs))):
             raise_not_finite(self.spec.env_id, memory.obs, memory.reward)
 
     def render(self, row: int = 0, height: int = 480, width: int = 480) -> np.ndarray:
