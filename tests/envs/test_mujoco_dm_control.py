@@ -206,7 +206,7 @@ def test_rewards_and_observations_near_the_goal(env_id):
         row = seen(task, physics)
         reward, terminated = task.outcome(np, row, None)
         expected = float(reference.env.task.get_reward(physics))
-        assert abs(float(reward[0]) - expected) <= 1e-12, scale
+        assert abs(np.ravel(reward)[0] - expected) <= 1e-12, scale
         observation = np.concatenate(task.observe(np, row), axis=1)[0]
         wanted = reference._flat(reference.env.task.get_observation(physics))
         np.testing.assert_array_equal(observation, wanted)
@@ -244,6 +244,9 @@ def test_tolerance_equals_dm_control(shape, margin, lower, upper):
     value = 0.0 if shape in ("linear", "quadratic") else 0.1
     expected = rewards.tolerance(x, (lower, upper), margin, shape, value)
     np.testing.assert_allclose(tolerance(np, x, lower, upper, margin, shape, value), expected, rtol=0, atol=1e-15)
+    numbers = [tolerance(np, number, lower, upper, margin, shape, value) for number in x.tolist()]
+    np.testing.assert_allclose(numbers, expected, rtol=0, atol=1e-15)
+    assert all(isinstance(number, float) for number in numbers)
 
 
 # --- starts

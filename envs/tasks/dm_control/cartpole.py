@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from envs.tasks.dm_control.base import XZ, ZZ, ControlTask
-from envs.tasks.task import Array
+from envs.tasks.task import Array, per_row
 from envs.tasks.tolerance import tolerance
 
 
@@ -61,8 +61,8 @@ class Cartpole(ControlTask):
         return physics.qpos[:, :1], *angles, physics.qvel
 
     def outcome(self, xp: ModuleType, physics: SimpleNamespace, moved: Array) -> tuple[Array, Array | None]:
-        position = physics.qpos[:, 0]
-        cosines = [physics.xmat[:, 2 + i, ZZ] for i in range(self.num_poles)]
+        position = per_row(physics.qpos, 0)
+        cosines = [per_row(physics.xmat, 2 + i, ZZ) for i in range(self.num_poles)]
         if self.sparse:
             inside = tolerance(xp, position, -0.25, 0.25)
             for cosine in cosines:
@@ -70,7 +70,7 @@ class Cartpole(ControlTask):
             return inside, None
         upright = (reduce(operator.add, cosines) + self.num_poles) / (2.0 * self.num_poles)  # their mean
         centred = (1.0 + tolerance(xp, position, margin=2.0)) / 2.0
-        calm = (4.0 + tolerance(xp, physics.ctrl[:, 0], margin=1.0, shape="quadratic", value_at_margin=0.0)) / 5.0
-        speeds = [tolerance(xp, physics.qvel[:, 1 + i], margin=5.0) for i in range(self.num_poles)]
+        calm = (4.0 + tolerance(xp, per_row(physics.ctrl, 0), margin=1.0, shape="quadratic", value_at_margin=0.0)) / 5.0
+        speeds = [tolerance(xp, per_row(physics.qvel, 1 + i), margin=5.0) for i in range(self.num_poles)]
         slow = (1.0 + reduce(xp.minimum, speeds)) / 2.0
         return upright * calm * slow * centred, None

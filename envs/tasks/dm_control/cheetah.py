@@ -8,7 +8,7 @@ from types import ModuleType, SimpleNamespace
 from typing import ClassVar
 
 from envs.tasks.dm_control.base import ControlTask
-from envs.tasks.task import Array
+from envs.tasks.task import Array, per_row
 from envs.tasks.tolerance import tolerance
 
 
@@ -26,5 +26,5 @@ class Cheetah(ControlTask):
         return physics.qpos[:, 1:], physics.qvel
 
     def outcome(self, xp: ModuleType, physics: SimpleNamespace, moved: Array) -> tuple[Array, Array | None]:
-        speed = physics.sensordata[:, 0]
+        speed = per_row(physics.sensordata, 0)
         return tolerance(xp, speed, self.run_speed, math.inf, self.run_speed, "linear", 0.0), None

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from envs.tasks.dm_control.base import XZ, ZZ, ControlTask
 from envs.tasks.settings import Duration
-from envs.tasks.task import Array
+from envs.tasks.task import Array, per_row
 from envs.tasks.tolerance import tolerance
 
 
@@ -26,4 +26,4 @@ class Pendulum(ControlTask):
         return pole[:, ZZ:], pole[:, XZ : XZ + 1], physics.qvel
 
     def outcome(self, xp: ModuleType, physics: SimpleNamespace, moved: Array) -> tuple[Array, Array | None]:
-        return tolerance(xp, physics.xmat[:, 1, ZZ], self.cosine, 1.0), None
+        return tolerance(xp, per_row(physics.xmat, 1, ZZ), self.cosine, 1.0), None

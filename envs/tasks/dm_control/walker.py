@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from envs.tasks.dm_control.base import XX, XZ, ZZ, ControlTask
 from envs.tasks.settings import Duration
-from envs.tasks.task import Array, flat
+from envs.tasks.task import Array, flat, per_row
 from envs.tasks.tolerance import tolerance
 
 
@@ -29,12 +29,12 @@ class Walker(ControlTask):
         return flat(orientations), physics.xpos[:, 1, 2:], physics.qvel
 
     def outcome(self, xp: ModuleType, physics: SimpleNamespace, moved: Array) -> tuple[Array, Array | None]:
-        height = physics.xpos[:, 1, 2]
+        height = per_row(physics.xpos, 1, 2)
         standing = tolerance(xp, height, self.stand_height, math.inf, self.stand_height / 2)
-        upright = (1.0 + physics.xmat[:, 1, ZZ]) / 2.0
+        upright = (1.0 + per_row(physics.xmat, 1, ZZ)) / 2.0
         stand_reward = (3.0 * standing + upright) / 4.0
         if self.move_speed == 0.0:
             return stand_reward, None
-        speed = physics.sensordata[:, 0]
+        speed = per_row(physics.sensordata, 0)
         moving = tolerance(xp, speed, self.move_speed, math.inf, self.move_speed / 2, "linear", 0.5)
         return stand_reward * (5.0 * moving + 1.0) / 6.0, None
