@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from runs.errors import UsageError, nearest
 from runs.options import (
@@ -54,10 +53,17 @@ def train(arguments: Sequence[str]) -> int:
 
 def resume(arguments: Sequence[str]) -> int:
     options = parse(ResumeOptions, arguments, "neoteny resume", "neoteny resume results/td3-dmc-cartpole-swingup")
-    from runs.plasticity import arm_folders, resume_plasticity
+    from runs.groups import GROUP, refuse_single_arm
+    from runs.plasticity import resume_plasticity
     from runs.resume import resume_run
+    from runs.settings import read_config
 
-    return resume_plasticity(options) if arm_folders(options.run) else resume_run(options)
+    try:
+        is_group = read_config(options.run)["command"] == GROUP
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    refuse_single_arm(options.run)
+    return resume_plasticity(options) if is_group else resume_run(options)
 
 
 def evaluate(arguments: Sequence[str]) -> int:
@@ -87,13 +93,15 @@ def watch(arguments: Sequence[str]) -> int:
 
 def report(arguments: Sequence[str]) -> int:
     options = parse(ReportOptions, arguments, "neoteny report", "neoteny report results/td3-dmc-cartpole-swingup")
-    from runs.plasticity import arm_folders
+    from runs.groups import expand
     from runs.report import write_report
 
     if not options.runs:
         raise UsageError("report needs at least one run folder")
-    _require_runs(options.runs)
-    folders = [folder for run in options.runs for folder in arm_folders(run) or [run]]
+    try:
+        folders = expand(options.runs)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     out, formats = options.out or options.runs[0], [name.strip() for name in options.format.split(",")]
     try:
         for path in write_report(folders, out, formats):
@@ -110,7 +118,6 @@ def compare(arguments: Sequence[str]) -> int:
     options = parse(CompareOptions, arguments, "neoteny compare", "neoteny compare results/sac results/td3")
     from runs.compare import compare_runs, print_comparison
 
-    _require_runs(options.runs)
     comparison = compare_runs(options.runs, options.metric, options.at)
     if options.json:
         print(json.dumps(comparison.as_json()))
@@ -195,16 +202,6 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "list": list_,
     "doctor": doctor,
 }
-
-
-def _require_runs(folders: Sequence[Path]) -> None:
-    from runs.settings import read_config
-
-    try:
-        for folder in folders:
-            read_config(folder)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

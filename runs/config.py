@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 from runs.catalogue import config_from_json, config_to_json
 from runs.files import write_json
-from runs.settings import CONFIG, made_by, read_config
+from runs.groups import ARM, GROUP
+from runs.settings import CONFIG, made_by, read_config, read_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,38 +76,12 @@ class RunConfig:
         """
         values, path = read_config(folder), folder / CONFIG
         if (command := values.pop("command")) != "train":
+            command = GROUP if command == ARM else command
             raise ValueError(f"'{folder}' was made by `neoteny {command}`; this works on runs of `neoteny train`")
-        maker = made_by(values.get("environment"))
-        kinds = get_type_hints(cls)
-        for name, value in values.items():
-            if name not in kinds:
-                raise ValueError(f"'{path}' has the setting '{name}', which this Neoteny does not know; {maker}")
-            if not _is_of_kind(value, dict if name == "agent_config" else kinds[name]):
-                raise ValueError(f"'{path}' is damaged: {name} cannot be {value!r}")
-        for field in dataclasses.fields(cls):
-            if field.name not in values and not _has_default(field):
-                raise ValueError(f"'{path}' has no setting '{field.name}'; {maker}")
+        values, maker = read_fields(cls, values, path, agent_config=dict), made_by(values.get("environment"))
         try:
-            values["agent_config"] = config_from_json(values["agent"], values["agent_config"])
-            values["seeds"] = tuple(values["seeds"])
-            return cls(**values)
+            return cls(**values | {"agent_config": config_from_json(values["agent"], values["agent_config"])})
         except ValueError as error:
             raise ValueError(f"cannot use '{path}': {str(error).rstrip('.')}; {maker}") from error
         except (TypeError, AttributeError) as error:  # a hyper-parameter of another kind
             raise ValueError(f"'{path}' is damaged: {error}") from error
-
-
-def _is_of_kind(value: Any, kind: Any) -> bool:
-    """Whether a value of JSON can be that of a field of `RunConfig`."""
-    if kind is Any:
-        return True
-    if isinstance(kind, UnionType):
-        return any(_is_of_kind(value, one) for one in get_args(kind))
-    if get_origin(kind) is tuple:
-        return isinstance(value, list) and all(_is_of_kind(item, get_args(kind)[0]) for item in value)
-    kind = get_origin(kind) or kind
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-
-
-def _has_default(field: dataclasses.Field[Any]) -> bool:
-    return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -20,7 +21,7 @@ from runs.files import sync
 
 
 def new_run_folder(out: Path, name: str | None, stem: str, save: Callable[[Path], None]) -> Path:
-    """Make OUT/NAME and let `save` write `config.json` into it. name: None for `stem`, numbered if it is taken.
+    """Make OUT/NAME and let `save` write `config.json` into it, last. name: None for `stem`, numbered if it is taken.
 
     Raises UsageError if the folder exists or cannot be made; nothing is left behind then.
     """
@@ -42,9 +43,9 @@ def new_run_folder(out: Path, name: str | None, stem: str, save: Callable[[Path]
         for path in made:
             sync(path.parent)
     except OSError as error:
-        if folder in made and folder.is_dir():
-            (folder / CONFIG).unlink(missing_ok=True)
-        for path in made:
+        if folder in made:
+            shutil.rmtree(folder, ignore_errors=True)
+        for path in made[1:]:
             if path.is_dir():
                 path.rmdir()
         raise UsageError(f"cannot write to '{folder}': {error.strerror}") from error

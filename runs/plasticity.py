@@ -7,9 +7,11 @@ the same where nothing changes ("-stationary"); or the anchor `fresh`, whose net
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import multiprocessing
+import os
 import signal
 import sys
 import traceback
@@ -22,22 +24,23 @@ from typing import Any
 from envs.cores import available_cores
 from plasticity import registry
 from runs import compute
-from runs.config import CONFIG
+from runs.checkpoint import list_checkpoints
 from runs.errors import UsageError
-from runs.files import read_json, write_json
+from runs.files import write_json
 from runs.folders import describe_machine, new_run_folder
+from runs.groups import FRESH, GROUP, arm_names
 from runs.lock import RunLock
 from runs.options import PlasticityOptions, ResumeOptions, parse
-from runs.plasticity_arm import ArmConfig, build, resolve_problem, train_arm
+from runs.plasticity_arm import ArmConfig, build, open_arm, resolve_problem, train_arm
 from runs.plasticity_summary import print_table, summarise_arms
 from runs.progress import Progress
-from runs.record import STATUS, State, write_status
-from runs.session import EXPECTED_FAILURES, end_with_parent
+from runs.record import STATUS, State, read_status, write_status
+from runs.recovery import differences, other_threads, require_device, warn_of
+from runs.session import EXPECTED_FAILURES, Kind, end_with_parent, explain
+from runs.settings import CONFIG, read_config
 from runs.stopping import stop_on_signals
 
-COMMAND = "plasticity"
 EXAMPLE = "neoteny plasticity --problem permuted-digits --preset small --with none,l2-init,redo,nap"
-FRESH = "fresh"
 
 
 def plasticity_command(arguments: Sequence[str]) -> int:
@@ -49,37 +52,46 @@ def plasticity_command(arguments: Sequence[str]) -> int:
         raise UsageError(str(error)) from error
 
     def save(folder: Path) -> None:
-        write_json(folder / CONFIG, {"command": COMMAND, "arms": [arm.name for arm in arms], "jobs": options.jobs})
+        for arm in arms:
+            (folder / arm.name).mkdir()
+            arm.save(folder / arm.name)
+        write_json(folder / CONFIG, {"command": GROUP, "arms": [arm.name for arm in arms], "jobs": options.jobs})
 
     folder = new_run_folder(options.out, options.name, options.problem, save)
-    for arm in arms:
-        (folder / arm.name).mkdir()
-        arm.save(folder / arm.name)
     if not options.quiet:
         print(f"{folder}: {len(arms)} arms on {options.problem}, {options.seeds} seeds each", file=sys.stderr)
-    return _run(folder, arms, options.jobs, options.quiet, options.json)
+    with RunLock(folder) as lock:
+        return _run(folder, arms, lock, options.jobs, options.quiet, options.json)
 
 
 def resume_plasticity(options: ResumeOptions) -> int:
     """Continue all arms of a run that are not done. Returns the exit code; raises UsageError if it cannot go on."""
+    folder = options.run
     try:
-        config = read_json(options.run / CONFIG)
-        arms = [ArmConfig.load(options.run / name) for name in config["arms"]]
-        jobs = int(config["jobs"])
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UsageError(f"cannot read '{options.run}': {error}") from error
-    return _run(options.run, arms, jobs, options.quiet, options.json)
-
-
-def arm_folders(group: Path) -> list[Path]:
-    """The run folders of all arms below a run of `neoteny plasticity`; empty for any other folder."""
-    try:
-        config = read_json(group / CONFIG)
-    except (OSError, ValueError):
-        return []
-    if not isinstance(config, dict) or config.get("command") != COMMAND:
-        return []
-    return [group / name for name in config["arms"] if (group / name / CONFIG).is_file()]
+        arms = [ArmConfig.load(folder / name) for name in arm_names(folder)]
+        jobs = int(read_config(folder).get("jobs", 0))
+        with RunLock(folder) as lock:
+            left = [arm for arm in arms if not _is_done(folder / arm.name)]
+            if not options.quiet:
+                state = f"{len(left)} of {len(arms)} arms to go on with" if left else f"is done, all {len(arms)} arms"
+                print(f"{folder}: {state}", file=sys.stderr)
+            if not left:
+                _print_summary(folder, arms, "done", options.quiet, options.json)
+                return 0
+            if not os.access(folder, os.W_OK):
+                raise UsageError(f"cannot write to '{folder}': it is read-only")
+            require_device(arms[0].device)
+            found = other_threads(arms[0].threads, options.threads)
+            found = [*differences(arms[0].environment, describe_machine()), *found]
+            arms = [dataclasses.replace(arm, threads=options.threads or arm.threads) for arm in arms]
+            for arm in left:  # before anything is written
+                open_arm(arm, folder / arm.name)
+            warn_of(found)
+            return _run(folder, arms, lock, jobs, options.quiet, options.json, found)
+    except OSError as error:
+        raise UsageError(f"cannot resume '{folder}': {error.strerror or error}") from error
+    except (ValueError, TypeError) as error:
+        raise UsageError(str(error)) from error
 
 
 def prepare(options: PlasticityOptions) -> list[ArmConfig]:
@@ -106,7 +118,7 @@ def prepare(options: PlasticityOptions) -> list[ArmConfig]:
         "diagnostics_every": options.diagnostics_every,
         "curvature": options.curvature,
         "checkpoint_every": options.checkpoint_every,
-        "data": None if options.data is None else str(options.data),
+        "data": None if options.data is None else str(options.data.absolute()),
         "tensorboard": options.tensorboard,
         "environment": describe_machine(),
     }
@@ -144,20 +156,42 @@ def _tasks(options: PlasticityOptions, steps_per_task: int) -> int | None:
     return math.ceil(options.steps / steps_per_task)
 
 
-def _run(folder: Path, arms: Sequence[ArmConfig], jobs: int, quiet: bool, as_json: bool) -> int:
-    with RunLock(folder) as lock, stop_on_signals() as stopping:
-        problem = arms[0].resolved()
-        jobs = jobs or (1 if arms[0].device == "cuda" else max(1, available_cores() // arms[0].threads))
-        display = Progress(problem.tasks * problem.steps, range(len(arms)), quiet)
-        with display:
-            failures = _train(folder, arms, jobs, stopping.is_set, display, lock)
-    done = sum(_is_done(folder / arm.name) for arm in arms)
-    state: State = "failed" if failures else "done" if done == len(arms) else "stopped"
-    write_status(folder, state, done, len(arms), next(iter(failures.values()), None))
-    for name, failure in failures.items():
-        print(f"neoteny: {folder / name} failed: {failure}", file=sys.stderr)
-    if failures:
+def _run(
+    folder: Path,
+    arms: Sequence[ArmConfig],
+    lock: RunLock,
+    jobs: int,
+    quiet: bool,
+    as_json: bool,
+    differences: Sequence[str] = (),
+) -> int:
+    """Train all arms that are not done and say what came out. differences: of this place from that of the run."""
+    problem, total = arms[0].resolved(), len(arms)
+    jobs = jobs or (1 if arms[0].device == "cuda" else max(1, available_cores() // arms[0].threads))
+    before = {index: read_status(folder / arm.name).get("step", 0) for index, arm in enumerate(arms)}
+    with stop_on_signals() as stopping:
+        with contextlib.suppress(OSError):  # on a full disk; the arms will say so
+            write_status(folder, "running", _count_done(folder, arms), total, pid=os.getpid())
+        with Progress(problem.tasks * problem.steps, range(total), quiet, before) as display:
+            failures = _train(folder, arms, differences, jobs, stopping.is_set, display, lock)
+    done = _count_done(folder, arms)
+    state: State = "failed" if failures else "done" if done == total else "stopped"
+    try:
+        write_status(folder, state, done, total, next((sentence for sentence, _ in failures.values()), None))
+    except OSError as error:
+        failures[STATUS] = explain(error)
+    for name, (sentence, _) in failures.items():
+        print(f"neoteny: {folder / name} failed: {sentence}", file=sys.stderr)
+    if not failures:
+        _print_summary(folder, arms, state, quiet, as_json)
+        return 0 if state == "done" else 3
+    if any(kind != "outside" for _, kind in failures.values()):
         return 1
+    print(f"next: neoteny resume {folder}", file=sys.stderr)
+    return 3 if any(list_checkpoints(folder / arm.name) for arm in arms) else 1
+
+
+def _print_summary(folder: Path, arms: Sequence[ArmConfig], state: State, quiet: bool, as_json: bool) -> None:
     summary = summarise_arms(folder, arms)
     if as_json:
         print(json.dumps(summary))
@@ -166,30 +200,30 @@ def _run(folder: Path, arms: Sequence[ArmConfig], jobs: int, quiet: bool, as_jso
         if state == "stopped":
             print(f"stopped early; continue with: neoteny resume {folder}", file=sys.stderr)
         print(f"next: neoteny report {folder}", file=sys.stderr)
-    return 0 if state == "done" else 3
 
 
 def _train(
     folder: Path,
     arms: Sequence[ArmConfig],
+    differences: Sequence[str],
     jobs: int,
     stop_wanted: Callable[[], bool],
     display: Progress,
     lock: RunLock,
-) -> dict[str, str]:
+) -> dict[str, tuple[str, Kind]]:
     """Train the arms, `jobs` at a time, each in a fresh process. Returns what went wrong, by arm."""
     context = multiprocessing.get_context("spawn")
     stop, numbers = context.Event(), context.SimpleQueue()
     todo = [index for index, arm in enumerate(arms) if not _is_done(folder / arm.name)]
     workers: dict[Connection, BaseProcess] = {}
     working: dict[Connection, int] = {}  # the arm that each worker has begun
-    failures: dict[str, str] = {}
+    failures: dict[str, tuple[str, Kind]] = {}
     for number in [*todo, *[None] * min(jobs, len(todo))]:  # None: nothing left
         numbers.put(number)
     try:
         for _ in range(min(jobs, len(todo))):
             receiver, sender = context.Pipe(duplex=False)
-            worker = context.Process(target=_work, args=(arms, folder, numbers, sender, stop, lock))
+            worker = context.Process(target=_work, args=(arms, folder, differences, numbers, sender, stop, lock))
             worker.start()
             sender.close()
             workers[receiver] = worker
@@ -204,10 +238,11 @@ def _train(
                     worker = workers.pop(heard)
                     worker.join()
                     if worker.exitcode and heard in working:
-                        failures[arms[working[heard]].name] = f"its process was killed (exit {worker.exitcode})"
+                        killed = f"its process was killed (exit {worker.exitcode})"
+                        failures[arms[working[heard]].name] = killed, "outside"
                     continue
                 working[heard] = index
-                if isinstance(content, str):
+                if isinstance(content, tuple):
                     failures[arms[index].name] = content
                 else:
                     display.update(index, content)
@@ -219,13 +254,22 @@ def _train(
 
 
 def _is_done(folder: Path) -> bool:
-    try:
-        return read_json(folder / STATUS)["state"] == "done"
-    except (OSError, ValueError, LookupError):
-        return False
+    return read_status(folder).get("state") == "done"
 
 
-def _work(arms: Sequence[ArmConfig], folder: Path, numbers: Any, pipe: Connection, stop: Any, _lock: Any) -> None:
+def _count_done(folder: Path, arms: Sequence[ArmConfig]) -> int:
+    return sum(_is_done(folder / arm.name) for arm in arms)
+
+
+def _work(
+    arms: Sequence[ArmConfig],
+    folder: Path,
+    differences: Sequence[str],
+    numbers: Any,
+    pipe: Connection,
+    stop: Any,
+    _lock: Any,  # held here too, for as long as this process may write into the folder
+) -> None:
     """Train one arm after another, as their numbers come, until there are none or `stop` is set."""
     # Ctrl-C reaches the whole process group; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -233,15 +277,16 @@ def _work(arms: Sequence[ArmConfig], folder: Path, numbers: Any, pipe: Connectio
     end_with_parent()
     while (index := numbers.get()) is not None and not stop.is_set():
         own = folder / arms[index].name
+        pipe.send((index, 0))
         try:
-            train_arm(arms[index], own, lambda steps, index=index: pipe.send((index, steps)), stop.is_set)
+            train_arm(arms[index], own, lambda steps, index=index: pipe.send((index, steps)), stop.is_set, differences)
         except EXPECTED_FAILURES as error:
-            failure = str(error)
+            failure = explain(error)
         except Exception:  # noqa: BLE001 - not swallowed: the parent prints it
-            failure = traceback.format_exc()
+            failure = traceback.format_exc(), "defect"
         else:
             continue
         with contextlib.suppress(OSError):
-            write_status(own, "failed", 0, 1, failure)
+            write_status(own, "failed", 0, 1, failure[0])
         pipe.send((index, failure))
     pipe.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,14 @@ from plasticity.problems.published import PROBLEMS, SMALL, Problem
 from runs import checkpoint, compute
 from runs.checkpoint import Damaged, SeedPart
 from runs.checkpoint_writer import CheckpointWriter
-from runs.config import CONFIG
 from runs.errors import nearest
-from runs.files import read_json, write_json
-from runs.record import Record, Row, State, write_status
+from runs.files import write_json
+from runs.groups import ARM, GROUP, STATIONARY
+from runs.record import TABLE, Record, Row, State, write_status
+from runs.recovery import add_differences, newest_whole
+from runs.settings import CONFIG, made_by, read_config, read_fields
+from runs.training import MISFITS, CannotContinue, one_line
 
-COMMAND = "plasticity-arm"
-STATIONARY = "stationary"  # ends the name of an arm whose tasks do not change
 _SLICE = 200  # steps between two looks at whether to stop
 MEASURED = 20  # times in a run, unless told otherwise
 
@@ -67,21 +68,17 @@ class ArmConfig:
     def save(self, folder: Path) -> None:
         """Write `config.json`; "place" and "settings" are for readers and follow from the rest."""
         place = f"{self.problem}, {STATIONARY}" if self.stationary else self.problem
-        settings = dataclasses.asdict(self.resolved())
-        write_json(
-            folder / CONFIG, {"command": COMMAND, **dataclasses.asdict(self), "place": place, "settings": settings}
-        )
+        derived = {"place": place, "settings": dataclasses.asdict(self.resolved())}
+        write_json(folder / CONFIG, {"command": ARM, **dataclasses.asdict(self), **derived})
 
     @classmethod
     def load(cls, folder: Path) -> ArmConfig:
-        """Read it back. Raises ValueError naming what is wrong with the file."""
-        values = read_json(folder / CONFIG)
-        known = {field.name for field in dataclasses.fields(cls)}
-        values = {name: value for name, value in values.items() if name in known}
-        missing = known - values.keys()
-        if missing:
-            raise ValueError(f"{folder / CONFIG} lacks {', '.join(sorted(missing))}")
-        return cls(**{**values, "seeds": tuple(values["seeds"])})
+        """Read it back. Raises ValueError, one sentence, naming what is wrong with the file."""
+        values = read_config(folder)
+        if (command := values.pop("command")) != ARM:
+            raise ValueError(f"'{folder}' was made by `neoteny {command}`, not as an arm of `neoteny {GROUP}`")
+        own = {name: value for name, value in values.items() if name not in ("place", "settings")}
+        return cls(**read_fields(cls, own, folder / CONFIG))
 
 
 def resolve_problem(name: str, preset: str | None, overrides: Mapping[str, Any]) -> Problem:
@@ -112,14 +109,48 @@ def build(config: ArmConfig) -> Trial:
     )
 
 
-def train_arm(config: ArmConfig, folder: Path, tell: Callable[[int], None], stop_wanted: Callable[[], bool]) -> State:
+def open_arm(config: ArmConfig, folder: Path) -> tuple[Trial, dict[str, Any]]:
+    """The trial where its newest whole checkpoint left it, and that one's manifest; without any, at its first step, {}.
+
+    Damaged checkpoints that are newer are set aside. Raises ValueError, one sentence, if it cannot go on here.
+    """
+    trial = build(config)
+
+    def load(saved: Path) -> dict[str, Any]:
+        manifest = checkpoint.verify(saved)
+        length = (folder / TABLE).stat().st_size if (folder / TABLE).is_file() else 0
+        if length < manifest["table_bytes"]:
+            raise Damaged(
+                f"{folder / TABLE} has lost rows: {length} of {manifest['table_bytes']} bytes at {saved.name}"
+            )
+        try:
+            trial.load_state_dict(checkpoint.read_seed(saved, config.seeds[0]))
+        except Damaged:
+            raise
+        except MISFITS as error:
+            maker = made_by(config.environment)
+            raise CannotContinue(f"{saved} does not fit this installation: {one_line(error)}; {maker}") from error
+        return manifest
+
+    return trial, newest_whole(folder, load) or {}
+
+
+def train_arm(
+    config: ArmConfig,
+    folder: Path,
+    tell: Callable[[int], None],
+    stop_wanted: Callable[[], bool],
+    differences: Sequence[str] = (),
+) -> State:
     """Train an arm from its newest checkpoint, or from the start, to its end, or until it should stop.
 
-    tell: called with the steps taken. Raises OSError for a full disk, Damaged if no checkpoint is whole.
+    tell: called with the steps taken. differences: what of this place is not as the arm's config has it. Raises OSError
+    for a full disk, ValueError if it cannot go on here.
     """
     compute.set_up(torch.device(config.device), config.threads)
-    trial = build(config)
-    with contextlib.closing(_Session(config, folder, trial)) as session:
+    trial, before = open_arm(config, folder)
+    known = add_differences(before.get("differences", ()), differences, trial.learner.steps)
+    with contextlib.closing(_Session(config, folder, trial, before, known)) as session:
         while not trial.done and not stop_wanted():
             session.take(trial.advance(_SLICE))
             tell(trial.learner.steps)
@@ -127,14 +158,14 @@ def train_arm(config: ArmConfig, folder: Path, tell: Callable[[int], None], stop
 
 
 class _Session:
-    """The record of one arm while it trains."""
+    """The record of one arm while it trains. before: the manifest of where it goes on."""
 
-    def __init__(self, config: ArmConfig, folder: Path, trial: Trial):
-        self.config, self.folder, self.trial = config, folder, trial
+    def __init__(
+        self, config: ArmConfig, folder: Path, trial: Trial, before: Mapping[str, Any], differences: Sequence[str]
+    ):
+        self.config, self.folder, self.trial, self.differences = config, folder, trial, list(differences)
         self.started, self.saved_at = time.monotonic(), time.monotonic()
-        before = _restore(config, folder, trial)
         self.seconds_before = before.get("wall_seconds", 0.0)
-        self.rows_written = 0
         self.record = Record(folder, config.seeds, config.tensorboard, before.get("table_bytes", 0))
         self.writer = CheckpointWriter(folder, config.seeds[0], self._complete)
         self._write_status("running")
@@ -164,7 +195,6 @@ class _Session:
             for seed, value in zip(self.config.seeds, values, strict=True)
         ]
         self.record.write(rows)
-        self.rows_written += len(rows)
 
     def _write_costs(self) -> None:
         steps = self.trial.learner.steps
@@ -182,7 +212,8 @@ class _Session:
 
     def _complete(self, label: str, part: SeedPart) -> None:
         self.record.sync()
-        extra = {"table_bytes": self.record.length, "wall_seconds": self.wall_seconds, "differences": []}
+        extra = {"table_bytes": self.record.length, "wall_seconds": self.wall_seconds}
+        extra["differences"] = self.differences
         checkpoint.complete(self.folder, label, {self.config.seeds[0]: part}, extra)
 
     def finish(self) -> State:
@@ -201,22 +232,5 @@ class _Session:
     def _write_status(self, state: State) -> None:
         problem = self.trial.problem
         steps, of = self.trial.learner.steps, problem.tasks * problem.steps
-        write_status(self.folder, state, steps, of, None, wall_seconds=self.wall_seconds)
-
-
-def _restore(config: ArmConfig, folder: Path, trial: Trial) -> dict[str, Any]:
-    """Put a trial where its newest whole checkpoint left it; what else the manifest knows. Empty without one."""
-    checkpoint.settle(folder)
-    candidates, failure = checkpoint.list_checkpoints(folder)[::-1], None
-    for candidate in candidates:
-        try:
-            manifest = checkpoint.verify(candidate)
-            trial.load_state_dict(checkpoint.read_seed(candidate, config.seeds[0]))
-        except Damaged as error:
-            failure = failure or error
-            checkpoint.set_aside(candidate)
-            continue
-        return manifest
-    if failure is not None:
-        raise failure
-    return {}
+        more = {"wall_seconds": self.wall_seconds, "differences": self.differences or None}
+        write_status(self.folder, state, steps, of, None, **more)

@@ -14,13 +14,13 @@ from typing import Any, TextIO
 import numpy as np
 
 from plasticity import registry
+from runs.groups import FRESH, PLAIN
 from runs.plasticity_arm import ArmConfig
 from runs.record import Row, read_table
 from runs.statistics import Summary, curve, final_values, summarise
 
 ENOUGH_SEEDS = 5
 HURTS = 0.01  # of accuracy, below the plain learner where nothing changes
-FRESH, PLAIN = "fresh", "none"
 
 
 def summarise_arms(folder: Path, arms: Sequence[ArmConfig]) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def _summary(own: _Measured, twin: _Measured | None, fresh: _Measured | None) ->
 
 
 def _verdict(name: str, own: dict[str, Any], arms: dict[str, Any]) -> str:
-    """loses plasticity, keeps it, or not enough to say; and whether it costs accuracy where nothing changes."""
+    """loses plasticity, no loss shown, or not enough to say; and whether it costs accuracy where nothing changes."""
     behind: Summary | None = own.get("behind_fresh")
     if name == FRESH:
         verdict = "anchor"
@@ -124,7 +124,7 @@ def _verdict(name: str, own: dict[str, Any], arms: dict[str, Any]) -> str:
     elif behind["low"] > 0:
         verdict = "loses plasticity"
     else:
-        verdict = "keeps its plasticity"
+        verdict = "no loss shown"
     plain, twin = arms.get(PLAIN, {}).get("stationary_accuracy"), own.get("stationary_accuracy")
     if plain and twin and twin["mean"] is not None and plain["mean"] is not None:
         verdict += "; hurts where nothing changes" if twin["mean"] < plain["mean"] - HURTS else ""

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import envs
-from runs import checkpoint, compute
+from runs import checkpoint
 from runs.checkpoint import Damaged
 from runs.config import RunConfig
 from runs.errors import UsageError
 from runs.lock import RunLock
 from runs.options import ResumeOptions
 from runs.record import TABLE, read_status, read_table
+from runs.recovery import add_differences, differences, newest_whole, other_threads, require_device, warn_of
 from runs.session import Progressed, from_scratch, run_session
 from runs.settings import CONFIG
 from runs.train import conclude, describe_environment, print_summary
@@ -46,10 +47,9 @@ def resume_run(options: ResumeOptions) -> int:
             config, new_differences = _fit(config, options.threads)
             before = find_start(folder, config, float(status.get("wall_seconds", 0.0)))
             step = min(before.steps.values())
-            for difference in new_differences:
-                print(f"neoteny: not bit for bit the same run from here on: {difference}", file=sys.stderr)
-            known = (*before.differences, *(f"from step {step} on: {difference}" for difference in new_differences))
-            before = dataclasses.replace(before, differences=tuple(dict.fromkeys(known)))
+            warn_of(new_differences)
+            known = add_differences(before.differences, new_differences, step)
+            before = dataclasses.replace(before, differences=known)
             if not options.quiet:
                 origin = before.checkpoint.name if before.checkpoint else "the start, it has no checkpoint yet"
                 print(f"{folder}: {config.agent} on {config.env}, from {origin}", file=sys.stderr)
@@ -69,26 +69,8 @@ def find_start(folder: Path, config: RunConfig, wall_seconds: float = 0.0) -> Pr
     wall_seconds: time spent so far, if more than the checkpoint says. Without any checkpoint, step 0. Raises UsageError
     if there are only damaged ones, or the table has lost what a checkpoint counts.
     """
-    checkpoint.settle(folder)
-    candidates, damaged = checkpoint.list_checkpoints(folder)[::-1], []
-    for candidate in candidates:
-        try:
-            before = _progressed(folder, config, candidate)
-        except Damaged as error:
-            damaged.append((candidate, error))
-            continue
-        except ValueError as error:
-            raise UsageError(str(error)) from error
-        for other, error in damaged:
-            aside = checkpoint.set_aside(other)
-            print(f"neoteny: {error}; {other.name} is now {aside.name}, not used and not needed", file=sys.stderr)
-        return dataclasses.replace(before, wall_seconds=max(before.wall_seconds, wall_seconds))
-    if damaged:
-        raise UsageError(
-            f"no checkpoint of '{folder}' is whole: {damaged[0][1]}; to start again from step 0, remove "
-            f"'{folder / checkpoint.FOLDER}' and resume"
-        )
-    return dataclasses.replace(from_scratch(config), wall_seconds=wall_seconds)
+    before = newest_whole(folder, lambda candidate: _progressed(folder, config, candidate)) or from_scratch(config)
+    return dataclasses.replace(before, wall_seconds=max(before.wall_seconds, wall_seconds))
 
 
 def _progressed(folder: Path, config: RunConfig, candidate: Path) -> Progressed:
@@ -119,27 +101,22 @@ def _fit(config: RunConfig, threads: int | None) -> tuple[RunConfig, list[str]]:
 
     Raises UsageError for what cannot go on here at all.
     """
-    if config.device == "cuda" and compute.resolve_device("auto").type != "cuda":
-        raise UsageError("the run was trained on a GPU and PyTorch sees none here; resume it on a machine with one")
-    if threads is not None and threads < 1:
-        raise UsageError(f"--threads must be at least 1, got {threads}")
+    require_device(config.device)
+    found = other_threads(config.threads, threads)
     try:
         runner = envs.make(config.env, **config.env_settings)
     except ValueError as error:
         raise UsageError(str(error)) from error
     here = describe_environment(runner)
     runner.close()
-    found = differences(config.environment, here)
-    if threads is not None and threads != config.threads:
-        found.append(f"{threads} threads instead of {config.threads}; leave --threads away")
-        config = dataclasses.replace(config, threads=threads)
-    return config, found
+    require_environment(config.environment, here)
+    config = dataclasses.replace(config, threads=threads or config.threads)
+    return config, [*differences(config.environment, here), *found]
 
 
-def differences(then: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """What of the place where a run was made differs here, as `describe_environment` tells it.
-
-    Raises UsageError if the environment itself is another one.
+def require_environment(then: dict[str, Any], here: dict[str, Any]) -> None:
+    """Raise UsageError if the environment itself is another one than that of the run, both as `describe_environment`
+    tells them.
     """
     runner_here = json.loads(json.dumps(here["runner"]))  # as config.json has it
     for name, value in then.get("runner", {}).items():
@@ -150,15 +127,3 @@ def differences(then: dict[str, Any], here: dict[str, Any]) -> list[str]:
             raise UsageError(
                 f"the environment of the run has the setting {name} = {value}, here {runner_here['settings'][name]}"
             )
-    found = []
-    for name, version in then.get("versions", {}).items():
-        now = here["versions"].get(name)
-        if name != "python" and now is not None and now != version:
-            way = "" if version == "not installed" else f"; for {version}: pip install '{name}=={version}'"
-            found.append(f"{name} {now} instead of {version}{way}")
-    old, now = then.get("commit"), here["commit"]
-    if old and now and old != now:
-        found.append(f"Neoteny at commit {now[:10]} instead of {old[:10]}; for that: git checkout {old[:10]}")
-    if then.get("machine") not in (None, here["machine"]):
-        found.append(f"another machine, {here['machine']} instead of {then['machine']}")
-    return found

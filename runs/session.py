@@ -201,7 +201,7 @@ def run_session(
         failure = error
         raise
     except EXPECTED_FAILURES as error:  # of a seed in this process, or of the table and the manifests
-        failure = SeedFailed(_sentence(error), _kind(error))
+        failure = SeedFailed(*explain(error))
         raise failure from error
     except Exception:
         failure = SeedFailed(traceback.format_exc(), "defect")
@@ -211,16 +211,14 @@ def run_session(
     return state
 
 
-def _kind(error: BaseException) -> Kind:
-    if isinstance(error, CannotContinue | Damaged):
-        return "refused"
-    return "diverged" if isinstance(error, Diverged) else "outside"
-
-
-def _sentence(error: BaseException) -> str:
+def explain(error: BaseException) -> tuple[str, Kind]:
+    """What to say of one of EXPECTED_FAILURES, and of which kind it is."""
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror + (f": '{error.filename}'" if error.filename else "")
-    return str(error) or type(error).__name__
+        return error.strerror + (f": '{error.filename}'" if error.filename else ""), "outside"
+    sentence = str(error) or type(error).__name__
+    if isinstance(error, CannotContinue | Damaged):
+        return sentence, "refused"
+    return sentence, "diverged" if isinstance(error, Diverged) else "outside"
 
 
 def _train_here(session: Session, stopping: threading.Event) -> None:
@@ -282,7 +280,7 @@ def _train_in_child(
         signals.begin.wait()
         training.run(signals.stop.is_set)
     except EXPECTED_FAILURES as error:
-        parent.send("failed", _sentence(error), _kind(error))
+        parent.send("failed", *explain(error))
     except Exception:  # noqa: BLE001 - not swallowed: the parent raises it as a defect
         parent.send("failed", traceback.format_exc(), "defect")
     finally:

@@ -17,8 +17,9 @@ import pytest
 from runs.checkpoint import list_checkpoints, read_manifest
 from runs.cli import main
 from runs.files import read_json
+from runs.groups import expand
 from runs.options import PlasticityOptions
-from runs.plasticity import arm_folders, prepare
+from runs.plasticity import prepare
 from runs.plasticity_arm import ArmConfig, build, resolve_problem, train_arm
 from runs.plasticity_summary import summarise_arms
 from runs.record import Record, Row, read_table
@@ -54,7 +55,7 @@ def test_the_whole_command(tmp_path, capsys):
     assert "stationary_accuracy" in printed["interventions"]["none"]
     group = tmp_path / "random-label-digits"
     assert read_json(group / "status.json")["state"] == "done"
-    names = [folder.name for folder in arm_folders(group)]
+    names = [folder.name for folder in expand([group])]
     assert names == ["none", "l2-init+layernorm", "fresh", "none-stationary", "l2-init+layernorm-stationary"]
     rows = read_table(group / "none")
     online = {(row.step, row.seed): row.value for row in rows if row.name == "plasticity/online_accuracy"}
@@ -157,8 +158,14 @@ def test_published_settings_and_what_changes_them():
     options = PlasticityOptions(problem="permuted-digits", with_="none", steps=250, fresh=False, stationary=False)
     (config,) = prepare(options)
     assert config.resolved().tasks == 3
-    trial = build(dataclasses.replace(config, stationary=True))
-    assert trial.problem.stationary() is not None
+    changing, twin = build(config), build(dataclasses.replace(config, stationary=True))
+    orders = [changing.stream.task(index).permutation for index in range(3)]
+    kept = [twin.stream.task(index).permutation for index in range(3)]
+    assert (kept[0] == kept[1]).all()
+    assert (kept[0] == kept[2]).all()
+    assert (kept[0] == orders[0]).all()
+    assert (orders[1] != orders[0]).any()
+    assert (orders[2] != orders[1]).any()
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ from runs.cli import main
 from runs.config import RunConfig
 from runs.files import read_json, write_json
 from runs.record import read_table
-from runs.resume import differences
+from runs.recovery import differences
+from runs.resume import require_environment
 from tests.runs.fault_server import ROOT, FaultServer
 from tests.runs.same_run import assert_same, told
 
@@ -244,7 +245,7 @@ def test_differences_are_named_with_what_to_do(run):
     assert commit == f"Neoteny at commit {'b' * 10} instead of {'a' * 10}; for that: git checkout {'a' * 10}"
     assert "instead of a VAX" in machine
     with pytest.raises(ValueError, match="the environment of the run has backend ale, here it has classic_control"):
-        differences({**here, "runner": {**here["runner"], "backend": "ale"}}, here)
+        require_environment({**here, "runner": {**here["runner"], "backend": "ale"}}, here)
 
 
 def test_other_threads_are_a_warning_that_stays_in_the_record(server, run):
