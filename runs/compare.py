@@ -13,13 +13,17 @@ import numpy as np
 
 from runs import significance, statistics
 from runs.errors import UsageError, nearest
+from runs.groups import ARM, PLAIN, expand
 from runs.page import interval, number
 from runs.results import COMPLETE, Run, method_labels, read_runs
 from runs.significance import Significance, Times
 
 FEW_SEEDS = 3
-_LOWER_IS_BETTER = ("loss/", "cl/forgetting", "plasticity/dormant_fraction")
-_HIGHER_IS_BETTER = ("eval/return", "train/return", "acc/", "cl/", "retrieval/", "plasticity/online_accuracy")
+_ACCURACIES = tuple(f"plasticity/{when}_accuracy" for when in ("online", "final", "test"))
+_ERRORS = ("plasticity/online_error", "plasticity/final_error", "plasticity/test_error", "plasticity/online_loss")
+_LOWER_IS_BETTER = ("loss/", "cl/forgetting", "plasticity/dormant_fraction", *_ERRORS)
+_HIGHER_IS_BETTER = ("eval/return", "train/return", "acc/", "cl/", "retrieval/", *_ACCURACIES)
+_OF_ARMS = ("plasticity/online_accuracy", "plasticity/online_error")
 
 
 def has_direction(metric: str) -> bool:
@@ -91,18 +95,21 @@ class Comparison:
         return asdict(self)
 
 
-def compare_runs(folders: Sequence[Path], metric: str = "eval/return", at: str = "last") -> Comparison:
-    """Compare every pair of runs on one metric.
+def compare_runs(folders: Sequence[Path], metric: str | None = None, at: str = "last") -> Comparison:
+    """Compare every pair of runs on one metric; interventions are compared with the plain learner, or with the first.
 
-    at: "last" compares final values, "auc" the mean over steps up to where the shortest run ended, "threshold:X" the
-    steps it took to reach X. Raises UsageError for fewer than two runs, folders that are no runs, runs of different
-    environments, a metric that a run does not have, or one without any complete seed.
+    folders: a run of `neoteny plasticity` stands for all its arms in which something changes. metric: None for
+    eval/return, or what interventions are judged by. at: "last" compares final values, "auc" the mean over steps up to
+    where the shortest run ended, "threshold:X" the steps it took to reach X. Raises UsageError for fewer than two runs,
+    folders that are no runs, runs of different environments, a metric that a run does not have, or one without any
+    complete seed.
     """
     threshold = _threshold(at)
-    if len(folders) < 2:
-        raise UsageError("compare needs at least two run folders")
     try:
-        runs = read_runs(folders)
+        chosen = expand(folders, with_stationary=False)
+        if len(chosen) < 2:
+            raise UsageError("compare needs at least two run folders")
+        runs, left_out = read_runs(chosen), len(expand(folders)) - len(chosen)
     except ValueError as error:
         raise UsageError(str(error)) from error
     places = list(dict.fromkeys(run.place for run in runs))
@@ -110,11 +117,33 @@ def compare_runs(folders: Sequence[Path], metric: str = "eval/return", at: str =
         raise UsageError(
             f"the runs are not of one environment, but of {', '.join(places)}: compare those of one at a time"
         )
-    return compare_read_runs(runs, metric, at, threshold)
+    arms = [run.learner for run in runs] if all(run.command == ARM for run in runs) else []
+    baseline = (arms.index(PLAIN) if PLAIN in arms else 0) if arms else None
+    comparison = compare_read_runs(runs, metric or _default_metric(runs), at, threshold, baseline)
+    if left_out:
+        comparison.warnings.append(
+            f"arms in which nothing changes ({left_out}) are left out; name their folders for those"
+        )
+    return comparison
 
 
-def compare_read_runs(runs: Sequence[Run], metric: str, at: str = "last", threshold: float | None = None) -> Comparison:
-    """The same for runs of one environment that are read already. Raises UsageError as `compare_runs`."""
+def _default_metric(runs: Sequence[Run]) -> str:
+    if not all(run.command == ARM for run in runs):
+        return "eval/return"
+    return next((metric for metric in _OF_ARMS if any(metric in run.metrics for run in runs)), _OF_ARMS[0])
+
+
+def compare_read_runs(
+    runs: Sequence[Run],
+    metric: str,
+    at: str = "last",
+    threshold: float | None = None,
+    baseline: int | None = None,
+) -> Comparison:
+    """The same for runs of one environment that are read already. Raises UsageError as `compare_runs`.
+
+    baseline: the one with which all others are compared; None compares every pair.
+    """
     for run in runs:
         if not run.metrics:
             raise UsageError(f"'{run.name}' has recorded nothing yet, so there is nothing to compare")
@@ -128,7 +157,10 @@ def compare_read_runs(runs: Sequence[Run], metric: str, at: str = "last", thresh
         if not side.values:
             raise UsageError(f"no seed of '{side.run.name}' has a complete {metric}, so there is nothing to compare")
     lower = threshold is not None or lower_is_better(metric)
-    verdicts = _corrected([_verdict(a, b, metric, lower, horizon) for a, b in itertools.combinations(sides, 2)])
+    pairs = itertools.combinations(sides, 2)
+    if baseline is not None:
+        pairs = [(side, sides[baseline]) for number, side in enumerate(sides) if number != baseline]
+    verdicts = _corrected([_verdict(a, b, metric, lower, horizon) for a, b in pairs])
     warnings = list(_warnings(sides, metric, at, horizon))
     return Comparison(metric, at, runs[0].place, horizon, [_described(side) for side in sides], verdicts, warnings)
 

@@ -114,6 +114,50 @@ def test_less_loss_is_better_and_a_norm_is_only_higher(tmp_path: Path):
         assert compare_runs(runs, name).verdicts[0].difference == pytest.approx(1.0)
 
 
+def write_group(group: Path, arms: dict[str, dict[int, float]]) -> Path:
+    """A run of `neoteny plasticity` whose arms have an accuracy of so much in every task."""
+    for name, values in arms.items():
+        intervention, stationary = name.removesuffix("-stationary"), name.endswith("-stationary")
+        rows = [Row(step, "plasticity/online_accuracy", v, seed) for seed, v in values.items() for step in (50, 100)]
+        own = {"command": "plasticity-arm", "intervention": intervention, "stationary": stationary, "agent": None}
+        place = "label-shuffle, stationary" if stationary else "label-shuffle"
+        write_run(group / name, values, rows, env=None, problem="label-shuffle", place=place, **own)
+    write_json(group / "config.json", {"command": "plasticity", "arms": list(arms), "jobs": 0})
+    return group
+
+
+def test_a_run_of_interventions_is_compared_arm_by_arm_with_the_plain_one(tmp_path: Path, capsys):
+    plain = {seed: 0.5 + seed / 100 for seed in range(6)}
+    better, worse = ({s: v + by + s * s / 1000 for s, v in plain.items()} for by in (0.2, -0.1))
+    group = write_group(tmp_path / "run", {"nap": better, "none": plain, "redo": worse, "none-stationary": better})
+    comparison = compare_runs([group])
+    assert comparison.metric == "plasticity/online_accuracy"
+    assert [(v.a, v.b) for v in comparison.verdicts] == [("nap", "none"), ("redo", "none")]
+    nap, redo = comparison.verdicts
+    assert nap.difference == pytest.approx(0.2 + 55 / 6000)
+    assert nap.paired
+    assert nap.p == nap.smallest_p == 2 / 2**6
+    assert nap.p_holm == redo.p_holm == 2 * nap.p
+    assert nap.sentence.startswith("nap is better than none: plasticity/online_accuracy is higher by 0.209")
+    assert redo.sentence.startswith("none is better than redo")
+    assert comparison.warnings == ["arms in which nothing changes (1) are left out; name their folders for those"]
+    assert cli.main(["compare", str(group), "--at", "auc"]) == 0
+    assert "nap is better than none" in capsys.readouterr().out
+    twins = [group / "none-stationary", write_group(tmp_path / "b", {"nap-stationary": plain}) / "nap-stationary"]
+    assert [(v.a, v.b) for v in compare_runs(twins).verdicts] == [("nap", "none")]
+
+
+def test_without_the_plain_arm_the_first_is_what_others_are_compared_with(tmp_path: Path, capsys):
+    values = [{seed: level + seed / 100 for seed in range(5)} for level in (0.1, 0.2, 0.3)]
+    group = write_group(tmp_path / "run", dict(zip(("redo", "cbp", "nap"), values, strict=True)))
+    assert [(v.a, v.b) for v in compare_runs([group]).verdicts] == [("cbp", "redo"), ("nap", "redo")]
+    assert cli.main(["compare", str(write_group(tmp_path / "one", {"none": values[0]}))]) == 2
+    assert "compare needs at least two run folders" in capsys.readouterr().err
+    other = write_run(tmp_path / "sac", GOOD)
+    assert cli.main(["compare", str(group), str(other)]) == 2
+    assert "the runs are not of one environment, but of label-shuffle, gym/Pendulum-v1" in capsys.readouterr().err
+
+
 def test_the_area_under_the_curve_is_taken_up_to_the_shorter_run(tmp_path: Path):
     short = [
         row
