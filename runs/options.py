@@ -184,12 +184,12 @@ class ReportOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class CompareOptions:
-    """Which of two or more runs of one environment or problem is better, by how much, and how sure that is."""
+    """Which of two or more runs of one environment is better, by how much, and how sure that is."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """folders of the runs; one of `neoteny plasticity` stands for its arms, each compared with `none`"""
+    """folders of the runs; one of `neoteny plasticity` stands for all its arms"""
     metric: str | None = None
-    """what is compared, any name in metrics.jsonl; default: eval/return, of arms plasticity/online_accuracy"""
+    """any name in metrics.jsonl; default: eval/return, of arms plasticity/online_accuracy"""
     at: str = "last"
     """last, auc (mean over steps) or threshold:X (steps to reach X)"""
     json: bool = False

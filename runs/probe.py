@@ -24,9 +24,8 @@ from plasticity.probe import CHECKPOINT, FRESH, Probed, Settings, probe, random_
 from runs import compute, statistics
 from runs.errors import UsageError, nearest
 from runs.files import write_json
+from runs.groups import ARM, GROUP, expand
 from runs.options import parse
-from runs.plasticity import arm_folders
-from runs.plasticity_arm import COMMAND as ARM
 from runs.probe_section import RESULT
 from runs.probe_subjects import Subject, Wanted, agent_subjects, arm_subjects, module_subject
 from runs.probe_verdict import verdict
@@ -147,11 +146,11 @@ def _subjects(options: ProbeOptions, device: torch.device) -> Iterable[Subject]:
         return [module_subject(run, options.builder, options.inputs, shape, rate, classifies, wanted, device)]
     try:
         command = read_config(run)["command"]
+        arms = expand([run]) if command in (GROUP, ARM) else []
     except ValueError as error:
         raise UsageError(str(error)) from error
     if command == "train":
         return agent_subjects(run, wanted, device)
-    arms = [run] if command == ARM else arm_folders(run)
     chosen = [arm for arm in arms if options.network in (None, arm.name)]
     if not chosen:
         raise UsageError(f"there is nothing to probe in '{run}', a run of `neoteny {command}`")
