@@ -5,6 +5,9 @@ that draws in the caller's thread (dm_control does) keeps its own context there.
 draws, so threads help wherever the driver lets them: two threads draw 1.9 x as many "fast" pictures as one. Mesa's
 software rasteriser is one for the whole process and serialises the expensive passes, so "reference" pictures gain from
 the driver's own threads instead (1.4 x with two). Pictures depend on neither.
+
+A context compiles its shaders with its first picture. Two threads that did so at once have crashed inside Mesa 22.3, so
+contexts are made, draw a first picture and are freed one at a time in the whole process.
 """
 
 from __future__ import annotations
@@ -35,6 +38,8 @@ class Profile:
     shadows: bool
     reflections: bool
 
+
+_one_context_at_a_time = threading.Lock()  # where one is made, compiles its shaders or is freed
 
 FREE_CAMERA = -1  # stands where it sees the whole model
 
@@ -143,7 +148,8 @@ def _draw_on_request(
 ) -> None:
     """The life of a drawing thread."""
     try:
-        easel = _Easel(simulations, view, up_to_date)
+        with _one_context_at_a_time:
+            easel = _Easel(simulations, view, up_to_date)
     except Exception as error:  # noqa: BLE001 - each OpenGL platform raises types of its own; the caller gets it
         ready.set_exception(opengl_missing(error))
         return
@@ -157,7 +163,8 @@ def _draw_on_request(
         except Exception as error:  # noqa: BLE001 - not swallowed: the caller raises it
             done.set_exception(error)
         del request, pairs, done  # the arrays belong to the caller, who may free them
-    easel.close()
+    with _one_context_at_a_time:
+        easel.close()
 
 
 class _Easel:
@@ -198,17 +205,25 @@ class _Easel:
             self._camera.fixedcamid = camera_number(model, view.camera)
         self._rectangle = mujoco.MjrRect(0, 0, view.width, view.height)
         self._pixels = np.empty((view.height, view.width, 3), np.uint8)
+        mujoco.mj_forward(model, self._data)
+        self._draw_data()
 
     def draw(self, row: int, picture: np.ndarray) -> None:
         mujoco, model, data = engine(), self._model, self._data
         self._simulations.copy_out(row, model, data)
         if self._up_to_date:
             mujoco.mj_forward(model, data)
-        everything = mujoco.mjtCatBit.mjCAT_ALL
-        mujoco.mjv_updateScene(model, data, self._option, self._perturbation, self._camera, everything, self._scene)
-        mujoco.mjr_render(self._rectangle, self._scene, self._context)
-        mujoco.mjr_readPixels(self._pixels, None, self._rectangle, self._context)
+        self._draw_data()
         picture[...] = self._pixels[::-1].transpose(2, 0, 1)  # OpenGL begins with the lowest line
+
+    def _draw_data(self) -> None:
+        mujoco, scene = engine(), self._scene
+        everything = mujoco.mjtCatBit.mjCAT_ALL
+        mujoco.mjv_updateScene(
+            self._model, self._data, self._option, self._perturbation, self._camera, everything, scene
+        )
+        mujoco.mjr_render(self._rectangle, scene, self._context)
+        mujoco.mjr_readPixels(self._pixels, None, self._rectangle, self._context)
 
     def close(self) -> None:
         self._context.free()

@@ -18,6 +18,7 @@ import torch
 import envs
 from agents.population import RandomStream
 from agents.replay import Replay
+from envs import drawing
 from envs.drawing import PROFILES
 from envs.graphics import OpenGLMissing
 from envs.pixels import PixelRunner
@@ -399,6 +400,55 @@ def test_contexts_go_with_the_runner(opengl):
         pixels("dmc/pendulum-swingup", camera="nowhere", **SMALL)
     assert not drawing_threads() - before
     assert "LP_NUM_THREADS" not in os.environ
+
+
+def test_contexts_are_made_and_freed_one_at_a_time_though_runners_are_not(monkeypatch, opengl):
+    """Two threads that compiled shaders at once have crashed inside the driver."""
+    inside, overlaps, calls = [0], [], []
+
+    def counted(method):
+        def call(self, *arguments):
+            inside[0] += 1
+            overlaps.append(inside[0] > 1)
+            calls.append(method.__name__)
+            method(self, *arguments)
+            inside[0] -= 1
+
+        return call
+
+    for name in ("__init__", "close"):
+        monkeypatch.setattr(drawing._Easel, name, counted(getattr(drawing._Easel, name)))
+
+    def life() -> None:
+        runner = pixels("dmc/pendulum-swingup", 2, threads=2, **SMALL)
+        runner.reset()
+        runner.close()
+
+    lives = [threading.Thread(target=life) for _ in range(3)]
+    for thread in lives:
+        thread.start()
+    for thread in lives:
+        thread.join()
+    assert sorted(calls) == ["__init__"] * 6 + ["close"] * 6
+    assert not any(overlaps)
+
+
+def compiled_code() -> int:
+    """Pieces of memory that hold machine code made in this process, as a software driver makes it for shaders."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return sum(line.split()[1] == "r-xp" and len(line.split()) == 5 for line in lines)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
+@pytest.mark.parametrize("profile", PROFILES)
+def test_pictures_compile_nothing_once_the_contexts_are_made(profile, opengl):
+    runner = pixels("dmc/walker-walk", 4, threads=2, **{**SMALL, "render_profile": profile})
+    before = compiled_code()
+    runner.reset()
+    for action in uniform_actions(runner, 2):
+        runner.step(action)
+    assert compiled_code() == before
+    runner.close()
 
 
 def test_a_library_that_draws_in_this_thread_is_left_alone(opengl):
