@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
 
+from agents.fading import FadingReplay
 from agents.plastic import PlasticAdam
 from agents.population import Axes, RandomStream, copy_state_, of_seed
 from agents.replay import Replay
@@ -95,16 +97,30 @@ def gradient_step(optimizer: Adam, loss: Tensor, max_norm: float = math.inf) -> 
 
     A gradient longer than `max_norm`, over all parameters of a seed together, is scaled down to it.
     """
-    penalty = optimizer.penalty() if isinstance(optimizer, PlasticAdam) else None
-    if penalty is not None:
-        loss = loss + penalty.reshape(loss.shape)
-    gradients = torch.autograd.grad(loss.sum() if loss.ndim else loss, optimizer.parameters)
+    gradients = _gradients([optimizer], loss)
     if max_norm < math.inf:
         norms = [torch.linalg.vector_norm(gradient.reshape(*loss.shape, -1), dim=-1) for gradient in gradients]
         norm = torch.linalg.vector_norm(torch.stack(norms, -1), dim=-1)
         scale = (max_norm / (norm + 1e-6)).clamp(max=1)
         gradients = [g * scale.reshape(*loss.shape, *[1] * (g.ndim - loss.ndim)) for g in gradients]
     optimizer.step(gradients)
+
+
+def joint_step(optimizers: Sequence[Adam], loss: Tensor) -> None:
+    """One step of several optimisers' parameters down one `loss` [*S], by one backward pass."""
+    gradients = iter(_gradients(optimizers, loss))
+    for optimizer in optimizers:
+        optimizer.step(list(itertools.islice(gradients, len(optimizer.parameters))))
+
+
+def _gradients(optimizers: Sequence[Adam], loss: Tensor) -> Sequence[Tensor]:
+    """Of the loss and what the optimisers' interventions add to it, with respect to all their parameters in order."""
+    for optimizer in optimizers:
+        penalty = optimizer.penalty() if isinstance(optimizer, PlasticAdam) else None
+        if penalty is not None:
+            loss = loss + penalty.reshape(loss.shape)
+    parameters = [parameter for optimizer in optimizers for parameter in optimizer.parameters]
+    return torch.autograd.grad(loss.sum() if loss.ndim else loss, parameters)
 
 
 @torch.no_grad()
@@ -119,7 +135,7 @@ def parts_state(parts: Mapping[str, Any], seed: int, lead: Axes) -> dict[str, An
 
 
 def _part_state(part: Any, seed: int, lead: Axes) -> Any:
-    if isinstance(part, Replay):
+    if isinstance(part, Replay | FadingReplay):
         return part.state_dict(seed)
     if isinstance(part, PlasticAdam):
         return part.seed_state(seed, lead)
@@ -134,7 +150,7 @@ def load_parts_state(parts: Mapping[str, Any], state: Mapping[str, Any], seed: i
     if missing:
         raise ValueError(f"the saved agent has no '{missing[0]}': it was saved by another kind of agent")
     for name, part in parts.items():
-        if isinstance(part, Replay):
+        if isinstance(part, Replay | FadingReplay):
             part.load_state_dict(state[name], seed)
         elif isinstance(part, PlasticAdam):
             part.load_seed_state(state[name], seed, lead)
@@ -179,10 +195,12 @@ def require_flat(agent_name: str, spec: ObservationSpec) -> int:
 
 
 _AT_LEAST_ONE = {"batch_size", "replay_capacity", "policy_delay", "n_step", "update_every", "updates_per_round"}
-_AT_LEAST_ONE |= {"target_update_every", "epsilon_decay_steps"}
-_POSITIVE = {"learning_rate", "adam_epsilon", "initial_temperature", "max_gradient_norm"}
+_AT_LEAST_ONE |= {"target_update_every", "epsilon_decay_steps", "updates_per_step", "nodes", "episode_limit"}
+_POSITIVE = {"learning_rate", "adam_epsilon", "initial_temperature", "max_gradient_norm", "noise_std"}
 _FRACTION = {"discount", "target_rate", "epsilon_start", "epsilon_end", "epsilon_evaluation"}
+_FRACTION |= {"advantage_rate", "first_moment_rate", "second_moment_rate"}
 _NOT_NEGATIVE = {"warmup_steps", "exploration_noise", "target_noise", "target_noise_clip"}
+_NOT_NEGATIVE |= {"weight_decay", "fall_window", "terminal_lives"}
 
 
 def check_config(config: Any) -> None:

@@ -23,6 +23,9 @@ class Liftable(nn.Module):
     Shapes are written [*S, ...], see `agents.population`. `plasticity.networks.stacked.stack` makes populations.
     """
 
+    def draw_(self, generator: torch.Generator) -> None:
+        """Draw the parameters that are the module's own, not its children's; none unless said."""
+
     @staticmethod
     def stacked(modules: Sequence[nn.Module]) -> nn.Module:
         """One module out of those of S seeds, whose values it copies."""
@@ -47,6 +50,14 @@ class StackedLinear(Liftable):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(count, inputs, outputs))
         self.bias: nn.Parameter | None = nn.Parameter(torch.empty(count, 1, outputs))
+
+    @torch.no_grad()
+    def draw_(self, generator: torch.Generator) -> None:
+        """Uniform in ± 1 / √in."""
+        bound = 1 / math.sqrt(self.weight.shape[1])
+        self.weight.uniform_(-bound, bound, generator=generator)
+        if self.bias is not None:
+            self.bias.uniform_(-bound, bound, generator=generator)
 
     def forward(self, x: Tensor) -> Tensor:
         return _product(x, self.weight, self.bias)
@@ -186,18 +197,17 @@ class NatureCNN(Liftable):
 def initialise_(net: nn.Module, generator: torch.Generator) -> None:
     """Draw all weights anew from `generator`: uniform in ± 1 / √fan_in, weights and biases (PyTorch's default law).
 
-    The draw happens on the generator's device in the order of `net.modules()`. Normalisations keep scale 1, offset 0.
+    The draw happens on the generator's device in the order of `net.modules()`. Normalisations keep scale 1, offset 0;
+    modules of our own draw as they say in `draw_`.
     """
     for module in net.modules():
+        if isinstance(module, Liftable):
+            module.draw_(generator)
         if isinstance(module, nn.Linear | nn.Conv2d):
             bound = 1 / math.sqrt(module.weight[0].numel())
-        elif isinstance(module, StackedLinear):
-            bound = 1 / math.sqrt(module.weight.shape[1])
-        else:
-            continue
-        for parameter in (module.weight, module.bias):
-            if parameter is not None:
-                parameter.uniform_(-bound, bound, generator=generator)
+            for parameter in (module.weight, module.bias):
+                if parameter is not None:
+                    parameter.uniform_(-bound, bound, generator=generator)
 
 
 def new_network(make: Callable[[], Network], stream: RandomStream) -> Network:

@@ -25,8 +25,10 @@ _NO_BATCH = Batch(torch.empty(0), torch.empty(0), {})
 class PlasticAdam(Adam):
     """Adam on the parameters of one network, with interventions in the loss and after each step."""
 
-    def __init__(self, learner: Learner, interventions: Sequence[Intervention], learning_rate: float, epsilon: float):
-        super().__init__(list(learner.network.parameters()), learning_rate, epsilon=epsilon)
+    def __init__(
+        self, learner: Learner, interventions: Sequence[Intervention], learning_rate: float, **settings: Any
+    ):
+        super().__init__(list(learner.network.parameters()), learning_rate, **settings)
         learner.optimizer = self
         self.learner, self.interventions = learner, by_stage(interventions)
         for intervention in self.interventions:
@@ -112,11 +114,11 @@ class Plasticity:
         self._made[network] = interventions, build, stream
         return cast(Network, network)
 
-    def optimizer(self, network: nn.Module, learning_rate: float, epsilon: float = 1e-8) -> Adam:
-        """Of a network that `network` made, with its interventions."""
+    def optimizer(self, network: nn.Module, learning_rate: float, **settings: Any) -> Adam:
+        """Of a network that `network` made, with its interventions. settings: those of `plasticity.adam.Adam`."""
         interventions, build, stream = self._made[network]
         if not interventions:
-            return self.scheduled(Adam(list(network.parameters()), learning_rate, epsilon=epsilon))
+            return self.scheduled(Adam(list(network.parameters()), learning_rate, **settings))
 
         def fresh(generator: torch.Generator) -> nn.Module:
             with stream.device:
@@ -130,7 +132,7 @@ class Plasticity:
             structure = find_structure(build())
         members = stream.lead[0] if stream.lead else None
         learner = Learner(network, structure, None, members, [], fresh)
-        return self.scheduled(PlasticAdam(learner, interventions, learning_rate, epsilon))
+        return self.scheduled(PlasticAdam(learner, interventions, learning_rate, **settings))
 
     def scheduled(self, optimizer: Adam) -> Adam:
         """The optimiser, whose learning rate follows the schedule from now on."""

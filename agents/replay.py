@@ -36,6 +36,9 @@ from envs.runner import ActionSpec, ContinuousActionSpec, ObservationSpec, Step
 # one is the worst case), so 4 B candidates hold B transitions but for a chance below 1e-7 at B = 32.
 OVERSAMPLING = 4
 
+# Steps of age that fading tells apart: finer than the batches of any agent can notice.
+FADING_STEPS = 65_536
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -82,14 +85,36 @@ class Rings:
         return {"tensors": {name: ring.clone() for name, ring in filled.items()}, "head": self.head}
 
 
+def copy_rings_(own: dict[str, Tensor], saved: Any) -> None:
+    """Copy what saved rings hold, read piece by piece, into one's own [N, T, ...]. Raises ValueError for other shapes."""
+    for first, piece in saved.pieces():
+        for name, ring in own.items():
+            slots = slice(first, first + piece[name].shape[1])
+            if slots.stop > ring.shape[1] or ring[:, slots].shape != piece[name].shape:
+                raise ValueError(
+                    f"saved replay '{name}' has shape {list(piece[name].shape)} from slot {first} on, "
+                    f"this ring {list(ring.shape)}"
+                )
+            ring[:, slots] = piece[name].to(ring.device)
+
+
 # Plain tensors by name: may be read back where `torch.load` executes no code.
 torch.serialization.add_safe_globals([Rings])
 
 
-class Replay:
-    """A ring of `capacity` slots shared out over `num_envs` environments, sampled uniformly over its transitions.
+def fading_weights(rows: int) -> Tensor:
+    """Symphony's weights of rows by age, oldest first: w_i = tanh((π i / N)^e), float64 [N] (arXiv:2512.10477, table II).
 
-    Both numbers are of one seed; there are as many seeds as `stream` has.
+    The oldest row has weight 0; about the newest two thirds have the same.
+    """
+    return torch.tanh((math.pi * torch.arange(rows, dtype=torch.float64) / rows) ** math.e)
+
+
+class Replay:
+    """A ring of `capacity` slots shared out over `num_envs` environments, sampled over its transitions.
+
+    Both numbers are of one seed; there are as many seeds as `stream` has. fading: whether old transitions are sampled
+    less often, by `fading_weights` of the slots' ranks, instead of uniformly.
     """
 
     def __init__(
@@ -100,6 +125,7 @@ class Replay:
         action_spec: ActionSpec,
         device: torch.device,
         stream: RandomStream,
+        fading: bool = False,
     ):
         self.stack = observation_spec.stacked_frames
         self.slots = capacity // num_envs
@@ -116,21 +142,23 @@ class Replay:
         self._channels = observation_spec.shape[0] // self.stack  # of one frame
         frame_shape = (self._channels, *observation_spec.shape[1:])
         # Slot t of environment n is row n * self.slots + t of every ring.
-        self.frame = _zeros((slots, *frame_shape), observation_spec.dtype, device)
+        self.frame = zeros((slots, *frame_shape), observation_spec.dtype, device)
         if isinstance(action_spec, ContinuousActionSpec):
-            self.action = _zeros((slots, action_spec.size), torch.float32, device)
+            self.action = zeros((slots, action_spec.size), torch.float32, device)
         else:
-            self.action = _zeros((slots,), torch.int64, device)
-        self.reward = _zeros((slots,), torch.float32, device)
-        self.terminated = _zeros((slots,), torch.bool, device)
-        self.ended = _zeros((slots,), torch.bool, device)  # terminated or truncated
-        self.is_transition = _zeros((slots,), torch.bool, device)
+            self.action = zeros((slots,), torch.int64, device)
+        self.reward = zeros((slots,), torch.float32, device)
+        self.terminated = zeros((slots,), torch.bool, device)
+        self.ended = zeros((slots,), torch.bool, device)  # terminated or truncated
+        self.is_transition = zeros((slots,), torch.bool, device)
         self.head = torch.zeros(envs, dtype=torch.int64, device=device)  # slots ever used, for each environment
         self._first = torch.arange(envs, device=device) * self.slots
         self._true = torch.ones(envs, dtype=torch.bool, device=device)
         self._false = ~self._true
         self._seed = torch.arange(math.prod(self.lead), device=device)[:, None]  # [S, 1]
         self._age = torch.arange(self.stack - 1, -1, -1, device=device)
+        weights = fading_weights(FADING_STEPS).cumsum(0)
+        self._fading = (weights / weights[-1]).to(device) if fading else None
 
     def add(self, obs: Tensor, action: Tensor, step: Step) -> None:
         """Store what `action` [*S, N, ...] taken at `obs` [*S, N, *obs_shape] led to."""
@@ -151,13 +179,13 @@ class Replay:
         self.head += ended
 
     def sample(self, batch_size: int, discount: float, n_step: int = 1) -> Batch:
-        """B transitions, uniformly and with replacement, from all that are stored; for each seed from its own.
+        """B transitions, with replacement, from all that are stored; for each seed from its own.
 
         Undefined before the first `add`. Raises ValueError if n_step is below 1.
         """
         if n_step < 1:
             raise ValueError(f"n_step must be at least 1, got {n_step}")
-        env, slot = self._uniform(batch_size)
+        env, slot = self._draw(batch_size)
         batch = self.gather(env, slot, discount, n_step)
         if not self.lead:
             return batch
@@ -185,16 +213,20 @@ class Replay:
             discount=power,
         )
 
-    def _uniform(self, batch_size: int) -> tuple[Tensor, Tensor]:
-        """B uniformly drawn transitions by rejection: draw filled slots, keep the first B that are transitions.
+    def _draw(self, batch_size: int) -> tuple[Tensor, Tensor]:
+        """B transitions by rejection: draw filled slots, keep the first B that are transitions.
 
         For each seed, one after the other: environment and slot, int64 [S B].
         """
         draws = OVERSAMPLING * batch_size
         filled = self.head.view(*self.lead, self.num_envs).amax(-1, keepdim=True).add(1).clamp(max=self.slots)
         # float64: float32 has too few distinct values to reach a million slots evenly.
-        position = (self.stream.uniform(draws, dtype=torch.float64) * (filled * self.num_envs)).long()
-        slot, env = position // self.num_envs, position % self.num_envs
+        uniform = self.stream.uniform(draws, dtype=torch.float64)
+        if self._fading is None:
+            position = (uniform * (filled * self.num_envs)).long()
+            slot, env = position // self.num_envs, position % self.num_envs
+        else:
+            env, slot = self._draw_by_age(uniform)
         if self.lead:
             slot, env = slot.flatten(), (env + self._seed * self.num_envs).flatten()
         usable = self.is_transition.index_select(0, env * self.slots + slot)
@@ -202,12 +234,27 @@ class Replay:
             # The slot at the head is written next; the oldest stack - 1 of a full ring have lost their first frames.
             age = (self.head.index_select(0, env) - 1 - slot) % self.slots
             usable &= age < self.slots - self.stack
-        accepted = usable.view(position.shape).cumsum(-1)
+        accepted = usable.view(uniform.shape).cumsum(-1)
         wanted = torch.arange(batch_size, device=self.device) % accepted[..., -1:].clamp(min=1) + 1
         kept = torch.searchsorted(accepted, wanted)
         if self.lead:
             kept = (kept + self._seed * draws).flatten()
         return env.index_select(0, kept), slot.index_select(0, kept)
+
+    def _draw_by_age(self, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """Environments and slots [*S, D] for numbers in [0, 1), each environment's slots by the weights of their ranks."""
+        assert self._fading is not None
+        position = uniform * self.num_envs
+        env = position.long()
+        # The quantile of the weights' distribution, a straight line within each step.
+        wanted = position - env
+        step = torch.searchsorted(self._fading, wanted, right=True)
+        below = self._fading[step - 1]
+        age = (step + (wanted - below) / (self._fading[step] - below)) / FADING_STEPS
+        head = self.head.view(*self.lead, self.num_envs).gather(-1, env)
+        filled = (head + 1).clamp(max=self.slots)
+        rank = (age * filled).long().clamp_(max=filled - 1)
+        return env, (head - filled + 1 + rank) % self.slots
 
     def _rows(self, tensor: Tensor) -> Tensor:
         """[*S, N, ...] -> [S N, ...]."""
@@ -237,15 +284,7 @@ class Replay:
     def load_state_dict(self, state: dict[str, Any], seed: int = 0) -> None:
         """Restore one seed exactly. Raises ValueError if the saved ring has another shape."""
         rings, saved = self._rings(seed), state["rings"]
-        for first, piece in saved.pieces():
-            for name, ring in rings.items():
-                slots = slice(first, first + piece[name].shape[1])
-                if slots.stop > self.slots or ring[:, slots].shape != piece[name].shape:
-                    raise ValueError(
-                        f"saved replay '{name}' has shape {list(piece[name].shape)} from slot {first} on, "
-                        f"this ring {list(ring.shape)}"
-                    )
-                ring[:, slots] = piece[name].to(self.device)
+        copy_rings_(rings, saved)
         rings["is_transition"][:, saved.filled :] = False
         self._own(self.head, seed).copy_(saved.head)
         self.stream.generators[seed].set_state(state["generator"])
@@ -267,7 +306,7 @@ class Replay:
         return {name: self._own(ring.unflatten(0, (-1, self.slots)), seed) for name, ring in rings.items()}
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Zeros that take host memory only where they are written: a ring costs what it holds, not what it could."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)

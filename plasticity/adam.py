@@ -7,6 +7,7 @@ so nothing reads or writes `parameter.grad`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,8 @@ class Adam:
     """Owns the moments of `parameters`, in their order; all of one device.
 
     exp_avg, exp_avg_sq: running means of the gradient and its square, one tensor of the parameter's shape each.
-    step_count: 0-d float tensors, one a parameter.
+    step_count: 0-d float tensors, one a parameter; without bias correction infinite from the start, as after very many
+    steps, when nothing is left to correct. weight_decay: decoupled, AdamW's (Loshchilov & Hutter 2019).
     """
 
     def __init__(
@@ -27,18 +29,25 @@ class Adam:
         learning_rate: float,
         betas: tuple[float, float] = (0.9, 0.999),
         epsilon: float = 1e-8,
+        *,
+        weight_decay: float = 0.0,
+        bias_correction: bool = True,
     ):
         self.parameters = list(parameters)
         self.learning_rate, self.betas, self.epsilon = learning_rate, betas, epsilon
         self.exp_avg = [torch.zeros_like(p, requires_grad=False) for p in self.parameters]
         self.exp_avg_sq = [torch.zeros_like(p, requires_grad=False) for p in self.parameters]
-        self.step_count = [torch.zeros((), device=p.device) for p in self.parameters]
+        first = 0.0 if bias_correction else math.inf
+        self.step_count = [torch.full((), first, device=p.device) for p in self.parameters]
+        self.weight_decay = weight_decay
+        # The kernel of decoupled decay, which without decay is the other one.
+        self._kernel = torch._fused_adamw_ if weight_decay else torch._fused_adam_
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor]) -> None:
         """Move every parameter by one step, in place. gradients: one of each parameter's shape, in their order."""
         torch._foreach_add_(self.step_count, 1)
-        torch._fused_adam_(
+        self._kernel(
             self.parameters,
             [_laid_out_like(p, g) for p, g in zip(self.parameters, gradients, strict=True)],
             self.exp_avg,
@@ -48,7 +57,7 @@ class Adam:
             lr=self.learning_rate,
             beta1=self.betas[0],
             beta2=self.betas[1],
-            weight_decay=0.0,
+            weight_decay=self.weight_decay,
             eps=self.epsilon,
             amsgrad=False,
             maximize=False,

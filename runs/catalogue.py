@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from agents import ddpg, dqn, sac, td3
+from agents import ddpg, dqn, sac, symphony, td3
 from envs import ObservationSpec
 from runs.errors import nearest
 
-AGENTS: dict[str, ModuleType] = {"ddpg": ddpg, "dqn": dqn, "sac": sac, "td3": td3}
+AGENTS: dict[str, ModuleType] = {"ddpg": ddpg, "dqn": dqn, "sac": sac, "symphony": symphony, "td3": td3}
 
 # What differs from the agent's defaults. "small" fits two cores and minutes.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
@@ -22,6 +22,30 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "small": {"warmup_steps": 1_000, "replay_capacity": 100_000},
     },
     "sac": {"small": {"warmup_steps": 1_000, "replay_capacity": 100_000}},
+    "symphony": {
+        # specs/symphony.md, section 11: the four of the paper; "s3" are the defaults.
+        "s3": {},
+        "se": {"noise_std": 1 / math.pi},
+        "s2": {"warmup_steps": 20_480, "learning_rate": 5e-5, "gradient_dropout": True},
+        "ed": {
+            "warmup_steps": 7_680,
+            "replay_capacity": 384_000,
+            "hidden": (384, 384),
+            "nodes": 96,
+            "batch_size": 288,
+            "updates_per_step": 2,
+            "half_precision_replay": True,
+        },
+        # Section 17: a replay about as long as the run, or old exploration fills most of the batches. For 8 000 steps.
+        "small": {
+            "warmup_steps": 1_000,
+            "replay_capacity": 8_000,
+            "hidden": (128, 128),
+            "nodes": 32,
+            "batch_size": 96,
+            "learning_rate": 3e-4,
+        },
+    },
     "td3": {
         # Ours, for the DeepMind Control suite: the short random phase of the paper's section 6.1, the three-step
         # returns of DrQ-v2 and MR.Q, the exploration of D4PG. docs/results/first-run.md compares.

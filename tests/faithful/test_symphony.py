@@ -1,0 +1,538 @@
+"""Symphony number by number: the faithfulness checks of specs/symphony.md, section 16, and what sections 3 to 8 add."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from agents import symphony
+from agents.agent import ActionScale
+from agents.fading import FadingReplay
+from agents.networks import initialise_
+from agents.population import RandomStream
+from agents.replay import Batch, fading_weights
+from agents.symphony import GOLDEN, Actor, Agent, Config, Critics, Passes, ReSine
+from envs import ContinuousActionSpec, ObservationSpec
+from plasticity.adam import Adam
+from tests.agents.fakes import CPU, make_step, stream, streams
+
+ONES = ContinuousActionSpec(np.full(1, -1.0, np.float32), np.full(1, 1.0, np.float32))
+PHI = (math.sqrt(5) + 1) / 2
+
+
+def replay(exploration: int, tiles: int, num_envs: int = 1, seeds: int | list[int] = 0, **settings) -> FadingReplay:
+    return FadingReplay(exploration, tiles, num_envs, ObservationSpec((1,)), ONES, CPU, stream(seeds), **settings)
+
+
+def insert(buffer: FadingReplay, value: float, terminated: bool = False, reward: float | None = None) -> None:
+    """A transition whose observation is `value` and whose successor is `value` + 0.5."""
+    obs = torch.tensor([[value]])
+    step = make_step(obs, value if reward is None else reward, terminated, final_obs=obs + 0.5)
+    buffer.add(obs, torch.zeros(1, 1), step)
+
+
+def by_rank(buffer: FadingReplay) -> list[float]:
+    """Observations, oldest first."""
+    return buffer.gather(torch.arange(buffer.slots), 0.99).obs[:, 0].tolist()
+
+
+# 1, 2, 3: the Fading Replay Buffer
+
+
+def test_probability_of_each_rank():
+    expected = [0, 0.0061687081, 0.0395716001, 0.0993766080, 0.1368757186, 0.1433529765, 0.1436606653, 0.1436645668]
+    p = replay(10, 1).probability
+    assert p.tolist() == pytest.approx([*expected, 0.1436645783, 0.1436645783], abs=1e-9)
+    assert fading_weights(10).sum().item() == pytest.approx(6.960658027, abs=1e-9)
+    p = replay(1_000, 1).probability
+    assert p[0] == 0
+    assert (p.diff() >= 0).all()
+    assert p[500:].sum().item() == pytest.approx(0.6705932, abs=1e-6)
+    assert p[:250].sum().item() == pytest.approx(0.0448537, abs=1e-6)
+    assert p[-1].item() == pytest.approx(0.00134133, abs=1e-8)
+    p = replay(10_000, 1).probability
+    assert p[5_000:].sum().item() == pytest.approx(0.6701900, abs=1e-6)
+    assert p[:2_500].sum().item() == pytest.approx(0.0451136, abs=1e-6)
+
+
+def test_draws_follow_the_probabilities():
+    buffer = replay(1_000, 1)
+    drawn = buffer.draw(100_000)
+    assert (drawn >= 500).float().mean().item() == pytest.approx(0.6706, abs=0.006)
+    counts = torch.bincount(drawn // 100, minlength=10) / 100_000
+    assert counts.tolist() == pytest.approx(buffer.probability.view(10, 100).sum(-1).tolist(), abs=0.006)
+    assert int(drawn.min()) > 0
+
+
+def test_ring_turns_and_rescues_terminal_transitions():
+    """The trace of section 7.3."""
+    buffer = replay(3, 2)
+    for value in (0, 1, 2):
+        insert(buffer, value, terminated=value == 1, reward=1.0)
+    buffer.normalise_and_fill()
+    assert by_rank(buffer) == [0, 1, 2, 0, 1, 2]
+    expected = [[1, 2, 0, 1, 2, 10], [0, 1, 2, 10, 1, 11], [1, 2, 10, 1, 11, 12], [10, 1, 11, 12, 1, 13]]
+    for value, order in zip((10, 11, 12, 13), expected, strict=True):
+        insert(buffer, value, reward=1.0)
+        assert by_rank(buffer) == order
+        batch = buffer.gather(torch.arange(6), 0.99)
+        assert batch.terminated.tolist() == [obs == 1 for obs in order]
+        assert torch.equal(batch.next_obs, batch.obs + 0.5)
+
+
+def test_terminal_transition_loses_its_lives():
+    buffer = replay(3, 1, terminal_lives=2)
+    for value in (0, 1, 2):
+        insert(buffer, value, terminated=value == 1, reward=1.0)
+    buffer.normalise_and_fill()
+    orders = []
+    for value in range(10, 16):
+        insert(buffer, value, reward=1.0)
+        orders.append(by_rank(buffer))
+    # Rescued by 11 and by 13; 15 finds it oldest for the third time.
+    assert orders == [[1, 2, 10], [10, 1, 11], [1, 11, 12], [12, 1, 13], [1, 13, 14], [13, 14, 15]]
+
+
+def test_second_terminal_transition_in_a_row_is_lost():
+    buffer = replay(4, 1)
+    for value in range(4):
+        insert(buffer, value, terminated=value < 2, reward=1.0)
+    buffer.normalise_and_fill()
+    insert(buffer, 10, reward=1.0)
+    assert by_rank(buffer) == [2, 3, 0, 10]
+
+
+def test_probability_depends_on_rank_not_on_slot():
+    buffer = replay(100, 10)
+    for value in range(100):
+        insert(buffer, value, reward=1.0)
+    buffer.normalise_and_fill()
+    for value in range(1_000, 1_500):
+        insert(buffer, value, reward=1.0)
+    obs = torch.cat([buffer.gather(buffer.draw(1_000), 0.99).obs for _ in range(100)])
+    assert (obs >= 1_000).float().mean().item() == pytest.approx(0.6706, abs=0.006)
+    assert (obs == 1_499).any()  # what just came in can be drawn
+
+
+def test_fill_tiles_the_exploration_and_freezes_the_scale_of_rewards():
+    buffer = replay(10, 5)
+    for value in range(10):
+        insert(buffer, value, reward=-2.0 if value % 2 else 6.0)
+    buffer.normalise_and_fill()
+    everything = buffer.gather(torch.arange(50), 0.99)
+    assert everything.obs[:, 0].tolist() == 5 * list(range(10))
+    assert everything.reward.abs().mean().item() == pytest.approx(1, abs=1e-5)
+    assert everything.reward[:2].tolist() == [1.5, -0.5]
+    insert(buffer, 99, reward=8.0)
+    newest = buffer.gather(torch.tensor([49]), 0.99)
+    assert newest.reward.item() == 2.0
+    silent = replay(3, 2)
+    for value in range(3):
+        insert(silent, value, reward=0.0)
+    silent.normalise_and_fill()
+    assert silent.reward_scale.item() == 1
+
+
+def test_termination_ends_the_bootstrap_and_truncation_does_not():
+    buffer = replay(2, 1)
+    obs = torch.zeros(1, 1)
+    buffer.add(obs, torch.zeros(1, 1), make_step(obs, 1.0, terminated=True))
+    buffer.add(obs, torch.zeros(1, 1), make_step(obs, 1.0, truncated=True))
+    buffer.normalise_and_fill()
+    batch = buffer.gather(torch.arange(2), 0.99)
+    assert (batch.discount * ~batch.terminated).tolist() == [0.0, pytest.approx(0.99)]
+
+
+def test_several_environments_go_in_in_order_and_seeds_never_mix():
+    buffer = replay(4, 2, num_envs=2, seeds=[0, 1])
+    for t in range(2):
+        obs = torch.tensor([[[0.0], [1.0]], [[100.0], [101.0]]]) + 10 * t
+        step = make_step(torch.zeros(2, 1), 1.0)
+        fields = {name: torch.stack([getattr(step, name)] * 2) for name in type(step).__slots__}
+        buffer.add(obs, torch.zeros(2, 2, 1), type(step)(**{**fields, "final_obs": obs}))
+    buffer.normalise_and_fill()
+    both = buffer.gather(torch.arange(8).expand(2, 8), 0.99).obs[..., 0].tolist()
+    assert both == [[0, 1, 10, 11, 0, 1, 10, 11], [100, 101, 110, 111, 100, 101, 110, 111]]
+
+
+# 4: the aggregation of nodes
+
+
+def test_weights_of_nodes_and_aggregation():
+    weights = symphony.node_weights(6)
+    expected = [0.2007778161, 0.2007778161, 0.2007776830, 0.2003423384, 0.1630784057, 0.0342459406]
+    assert weights.tolist() == pytest.approx(expected, abs=1e-7)
+    many = symphony.node_weights(384)
+    assert many[0].item() == pytest.approx(0.00348463, abs=1e-8)
+    assert many[-1].item() == pytest.approx(7.39e-9, rel=1e-2)
+    assert many[:192].sum().item() == pytest.approx(0.66898, abs=1e-5)
+    nodes = torch.tensor([5.0, -3, 2, 10, 0, 1]).view(3, 1, 2)
+    assert symphony.aggregate(nodes, weights).item() == pytest.approx(1.1569803460, abs=1e-6)
+    rising = torch.arange(1.0, 7).view(3, 1, 2)
+    assert symphony.aggregate(rising, weights).item() == pytest.approx(3.0269035233, abs=1e-6)
+    mixed = nodes.flatten()[torch.tensor([3, 5, 0, 1, 4, 2])].view(3, 1, 2)
+    assert torch.equal(symphony.aggregate(mixed, weights), symphony.aggregate(nodes, weights))
+    assert symphony.aggregate(nodes + 7, weights).item() == pytest.approx(1.1569803460 + 7, abs=1e-5)
+    raised = nodes + (nodes == 10)
+    difference = symphony.aggregate(raised, weights) - symphony.aggregate(nodes, weights)
+    assert difference.item() == pytest.approx(expected[-1], abs=1e-6)
+
+
+def test_gradient_reaches_each_node_with_the_weight_of_its_rank():
+    nodes = torch.tensor([5.0, -3, 2, 10, 0, 1]).view(3, 1, 2).requires_grad_()
+    weights = symphony.node_weights(6)
+    symphony.aggregate(nodes, weights).sum().backward()
+    ranks = torch.tensor([4, 0, 3, 5, 1, 2])
+    assert nodes.grad is not None
+    assert torch.equal(nodes.grad.flatten(), weights[ranks])
+
+
+# 5: the temporal advantage
+
+
+def test_temporal_advantage():
+    value = torch.tensor([2.0, 0.5])
+    advantage, reference = symphony.temporal_advantage(value, torch.tensor(1.0), GOLDEN)
+    assert reference.tolist() == pytest.approx([1.3819660113, 0.8090169944])
+    assert advantage.tolist() == pytest.approx([0.4472135955, -0.3819660113])
+    assert -symphony.rehae(advantage).mean().item() == pytest.approx(-0.0131455816, abs=1e-7)
+    assert reference.mean().item() == pytest.approx(1.0954915028)
+    first, _ = symphony.temporal_advantage(torch.tensor([3.0, -0.2]), torch.tensor(0.0), GOLDEN)
+    assert first.tolist() == pytest.approx([PHI, -PHI], rel=1e-6)
+    assert symphony.rehae(first).tolist() == pytest.approx([1.0825418033, -1.0825418033], rel=1e-6)
+    large, _ = symphony.temporal_advantage(8 * value, torch.tensor(8.0), GOLDEN)
+    assert torch.equal(large, advantage)
+
+
+def test_average_of_a_constant_value():
+    average = torch.tensor(0.0)
+    for expected in (0.382, 0.618, 0.764, 0.854):
+        _, reference = symphony.temporal_advantage(torch.ones(5), average, GOLDEN)
+        average = reference.mean()
+        assert average.item() == pytest.approx(expected, abs=1e-3)
+
+
+def test_actor_always_ascends_the_value():
+    value = torch.linspace(-3, 5, 33).requires_grad_()
+    advantage, reference = symphony.temporal_advantage(value, torch.tensor(1.0), GOLDEN)
+    (-symphony.rehae(advantage).mean()).backward()
+    assert value.grad is not None
+    assert (value.grad <= 0).all()
+    a = advantage.detach()
+    weight = (a / 2).tanh().abs() + 0.5 * a.abs() / (a / 2).cosh().square()
+    torch.testing.assert_close(value.grad, -weight / (33 * reference.abs()))
+    assert value.grad[16] == 0  # where it equals the average, nothing pulls
+    for advantage_, bracket in ((0.1, 0.0998336), (1.0, 0.8553410), (2.0, 1.1815685), (5.0, 1.0530949)):
+        x = torch.tensor(advantage_, dtype=torch.float64, requires_grad=True)
+        symphony.rehae(x).backward()
+        assert x.grad is not None
+        assert x.grad.item() == pytest.approx(bracket, abs=1e-6)
+
+
+# 6, 7: where gradients go
+
+
+def small(**settings) -> Config:
+    values = {"warmup_steps": 8, "replay_capacity": 80, "batch_size": 12, "hidden": (16, 16), "nodes": 4}
+    return Config(**{**values, **settings})
+
+
+def networks(seed: int = 0) -> tuple[Actor, Critics, Critics]:
+    made = Actor(3, 2, (16, 16)), Critics(3, 2, (16, 16), 4), Critics(3, 2, (16, 16), 4)
+    for index, network in enumerate(made):
+        initialise_(network, torch.Generator().manual_seed(seed + index))
+    return made
+
+
+def random_batch(rows: int = 12) -> Batch:
+    source = torch.Generator().manual_seed(5)
+    obs, next_obs = torch.randn(2, rows, 3, generator=source)
+    action, reward = torch.rand(rows, 2, generator=source), torch.randn(rows, generator=source)
+    return Batch(obs, action, reward, next_obs, torch.arange(rows) % 4 == 0, torch.full((rows,), 0.99))
+
+
+BOX = ContinuousActionSpec(np.full(2, -1.0, np.float32), np.full(2, 1.0, np.float32))
+
+
+def gradients(config: Config, metric: str | None = None) -> dict[str, list[Tensor | None]]:
+    """Of the whole loss, or of one term of it, by network."""
+    actor, critics, target = networks()
+    noise = symphony.bounded_noise(torch.randn(12, 2, generator=torch.Generator().manual_seed(9)), 1 / math.e)
+    kept = {}
+
+    def keep(name, function):
+        return lambda *arguments: kept.setdefault(name, []).append(function(*arguments)) or kept[name][-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("rehae", "rehse", "swaddling"):
+            patch.setattr(symphony, name, keep(name, getattr(symphony, name)))
+        scale = ActionScale(BOX, CPU)
+        weights = symphony.node_weights(12)
+        total, _, _ = symphony.loss(
+            actor, critics, target, random_batch(), torch.tensor(0.3), noise, Passes(), scale, weights, config
+        )
+    term = total if metric is None else {"rehae": -1, "rehse": 1, "swaddling": 1}[metric] * kept[metric][0].mean()
+    found = {}
+    for name, network in (("actor", actor), ("critics", critics), ("target", target)):
+        found[name] = list(torch.autograd.grad(term, list(network.parameters()), retain_graph=True, allow_unused=True))
+    return found
+
+
+def is_zero(tensors: list[Tensor | None]) -> bool:
+    return all(tensor is None or not tensor.any() for tensor in tensors)
+
+
+def test_each_term_moves_only_what_it_should():
+    config = small()
+    advantage, critic, regulariser = (gradients(config, term) for term in ("rehae", "rehse", "swaddling"))
+    assert is_zero(advantage["critics"])
+    assert is_zero(regulariser["critics"])
+    assert is_zero(critic["actor"])
+    assert is_zero(critic["target"])
+    head = advantage["actor"][-2]  # weight of the last layer, [1, in, 3 A]: groups A, S, B
+    assert head is not None
+    assert head[..., :2].abs().min() > 0
+    assert head[..., 2:4].abs().min() > 0
+    assert not head[..., 4:].any()
+    head = regulariser["actor"][-2]
+    assert head is not None
+    assert not head[..., :2].any()
+    assert head[..., 2:].abs().min() > 0
+    whole = gradients(config)
+    for name in ("actor", "critics"):
+        for index, joint in enumerate(whole[name]):
+            parts = [term[name][index] for term in (advantage, critic, regulariser)]
+            torch.testing.assert_close(joint, sum(part for part in parts if part is not None))
+
+
+def test_target_critics_move_by_the_polyak_average_alone():
+    agent = make_agent()
+    live(agent, 8)
+    for _ in range(3):
+        before = [p.clone() for p in agent.target_parameters]
+        agent._update_once()
+        for old, new, online in zip(before, agent.target_parameters, agent.critic_optimizer.parameters, strict=True):
+            torch.testing.assert_close(new - old, 0.005 * (online - old), rtol=1e-4, atol=1e-7)
+    assert not hasattr(agent, "target_actor")
+
+
+# 8: swaddling
+
+
+def test_swaddling_values_and_gradients():
+    for (scale, temperature), expected in (
+        ((0.5, 0.5), 0.8483645),
+        ((0.9, 0.1), 0.7383952),
+        ((0.999, 0.999), 14.5056587),
+        ((0.001, 0.001), -4.9078e-6),
+        ((1.0, 1.0), 14.5056587),
+    ):
+        pair = torch.tensor([scale, temperature], dtype=torch.float64, requires_grad=True)
+        value = symphony.swaddling(pair[0], pair[1])
+        assert value.item() == pytest.approx(expected, abs=1e-6 if expected > 0 else 1e-9)
+        (gradient,) = torch.autograd.grad(value, pair)
+        if scale == 0.5:
+            assert gradient.tolist() == pytest.approx([2.2867598, 1.7867598], abs=1e-6)
+        if scale == 1.0:
+            assert gradient.tolist() == [0, 0]
+
+
+def test_swaddling_comes_to_rest_at_its_stationary_point():
+    pair = torch.tensor([0.7, 0.5], dtype=torch.float64, requires_grad=True)
+    for _ in range(2_000):
+        (gradient,) = torch.autograd.grad(symphony.swaddling(pair[0], pair[1]), pair)
+        with torch.no_grad():
+            pair -= 0.1 * gradient
+    assert pair.tolist() == pytest.approx([0.363881, 0.091958], abs=2e-5)
+
+
+# 9, 10: the network's own pieces
+
+
+def test_resine():
+    layer = ReSine(1, 1).double()
+    points = torch.tensor([-2.0, -0.5, 0.5, 2.0], dtype=torch.float64)
+    for s, expected in (
+        (0.0, [0.2863732894, -0.0928118486, 0.3279236438, -0.0920279582]),
+        (1.0, [-0.1027845684, -0.1290291946, 0.3328913055, 0.1858263519]),
+        (-1.0, [-0.0497660733, -0.0494647017, 0.2083737235, 0.1960836994]),
+    ):
+        layer.scale.data.fill_(s)
+        assert layer(points.view(1, 4, 1)).flatten().tolist() == pytest.approx(expected, abs=1e-9)
+        zero = torch.zeros(1, 1, 1, dtype=torch.float64, requires_grad=True)
+        (slope,) = torch.autograd.grad(layer(zero).sum(), zero)
+        assert slope.item() == pytest.approx(0.5, abs=1e-12)
+        (own,) = torch.autograd.grad(layer(points.view(1, 4, 1)).sum(), layer.scale)
+        assert own.item() != 0
+
+
+def test_resine_scales_start_within_their_bound():
+    layer = ReSine(3, 400)
+    initialise_(layer, torch.Generator().manual_seed(0))
+    assert layer.scale.abs().max().item() == pytest.approx(1 / 20, rel=0.01)
+    assert layer.scale.std().item() == pytest.approx(1 / 20 / math.sqrt(3), rel=0.05)
+
+
+def test_gradient_dropout_changes_no_value_and_doubles_no_gradient():
+    source = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 200, generator=source, requires_grad=True)
+    upstream = torch.randn(200, 200, generator=source)
+    passes = torch.rand(200, 200, generator=source) < 0.5
+    y = symphony.gradient_dropout(x, passes)
+    assert torch.equal(y, x)
+    (gradient,) = torch.autograd.grad(y, x, upstream)
+    assert torch.equal(gradient, torch.where(passes, upstream, 0.0))
+    assert (gradient == 0).float().mean().item() == pytest.approx(0.5, abs=0.02)
+
+
+def test_s2_masks_actor_and_both_critics():
+    agent = make_agent(gradient_dropout=True)
+    passes = agent._passes()
+    assert passes.actor is not None
+    assert passes.actor.shape == (12, 6)
+    assert passes.critics is not None
+    assert passes.target_critics is not None
+    assert passes.critics.shape == passes.target_critics.shape == (3, 12, 4)
+    assert not torch.equal(passes.critics, passes.target_critics)
+    live(agent, 20)
+    assert agent.updates == 36
+
+
+# 11: the optimiser
+
+
+def test_optimiser_without_bias_correction():
+    theta = torch.ones(1, dtype=torch.float64)
+    optimizer = Adam([theta], 0.1, (GOLDEN, 0.995), weight_decay=0.01, bias_correction=False)
+    for gradient, expected in ((1.0, 0.4588185629), (-2.0, 0.7923773092), (0.5, 0.8753054172)):
+        optimizer.step([torch.full_like(theta, gradient)])
+        assert theta.item() == pytest.approx(expected, abs=1e-9)
+    still = torch.ones(3)
+    Adam([still], 0.1, (GOLDEN, 0.995), weight_decay=0.01, bias_correction=False).step([torch.zeros(3)])
+    assert still.tolist() == pytest.approx(3 * [1 - 0.1 * 0.01])
+
+
+def test_first_steps_are_a_burst():
+    theta = torch.zeros(1, dtype=torch.float64)
+    optimizer = Adam([theta], 1.0, (GOLDEN, 0.995), bias_correction=False)
+    for expected in (5.4018, 6.188, 6.253, 6.062, 5.783):
+        before = theta.clone()
+        optimizer.step([torch.ones_like(theta)])
+        assert (before - theta).item() == pytest.approx(expected, abs=1e-3)
+
+
+# 12: actions
+
+
+def test_actions_keep_their_bounds():
+    agent = make_agent()
+    obs = 50 * torch.randn(2_000, 3, generator=torch.Generator().manual_seed(0))
+    assert agent.act(obs, explore=False).abs().max() < math.tanh(1)
+    for std, realised in ((1 / math.e, 0.365667), (1 / math.pi, 0.317812)):
+        noise = symphony.bounded_noise(torch.randn(1_000_000, generator=torch.Generator().manual_seed(1)), std)
+        assert noise.abs().max().item() == pytest.approx(1, abs=1e-6)
+        assert noise.std().item() == pytest.approx(realised, abs=1e-3)
+
+
+def test_actor_rests_in_the_fall_window_of_training_alone():
+    agent = make_agent(fall_window=3, episode_limit=10, noise_std=1e-4)
+    obs, strong = torch.zeros(1, 3), []
+    with torch.no_grad():
+        agent.actor.block.net[-1].bias.fill_(4.0)
+    for t in range(30):
+        strong.append(bool((agent.act(obs, explore=True).abs() > 0.1).all()))
+        agent.observe(make_step(obs, 1.0, truncated=t % 10 == 9))
+    # Exploration is the first eight steps; the first window in training are the last three of the first episode.
+    assert strong == 8 * [True] + 2 * [False] + 2 * (7 * [True] + 3 * [False])
+
+
+# 13, 14, 15: the agent
+
+
+def make_agent(seed: int | list[int] = 0, device: torch.device = CPU, **settings) -> Agent:
+    made: dict[str, RandomStream] = streams(seed, device)
+    return Agent(ObservationSpec((3,)), BOX, small(**settings), num_envs=1, device=device, streams=made)
+
+
+def live(agent: Agent, steps: int, reward_scale: float = 1.0) -> None:
+    world = torch.Generator().manual_seed(1)
+    obs = torch.randn(1, 3, generator=world)
+    for _ in range(steps):
+        agent.act(obs, explore=True)
+        obs, reward = torch.randn(1, 3, generator=world), torch.randn(1, generator=world)
+        agent.observe(make_step(obs, reward_scale * reward, terminated=bool(reward > 1)))
+        agent.update()
+
+
+def test_scale_of_rewards_changes_nothing():
+    one, four = make_agent(), make_agent()
+    live(one, 30)
+    live(four, 30, reward_scale=4.0)
+    assert one.updates == 66
+    for a, b in zip(one.actor.parameters(), four.actor.parameters(), strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(one.critics.parameters(), four.critics.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_updates_follow_the_fill_alone():
+    agent = make_agent(updates_per_step=2)
+    live(agent, 8)
+    assert agent.updates == 0
+    live(agent, 5)
+    assert agent.updates == 10
+    assert int(agent.replay.head) >= 2 * agent.replay.slots
+
+
+def test_defaults_are_those_of_s3():
+    config = Config()
+    assert config.batch_size == 3 * config.nodes == 384
+    assert config.hidden[0] == config.replay_capacity // 1_000 == 512
+    assert config.replay_capacity // config.warmup_steps == 50
+    assert config.advantage_rate == pytest.approx(0.618034, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("observations", "actions", "width", "nodes", "expected"),
+    [
+        (376, 17, 512, 128, (483_379, 531_584)),
+        (376, 17, 384, 96, (313_395, 337_248)),
+        (11, 3, 128, 32, (19_593, 22_944)),
+    ],
+)
+def test_parameter_counts(observations, actions, width, nodes, expected):
+    actor = Actor(observations, actions, (width, width))
+    critics = Critics(observations, actions, (width, width), nodes)
+    counts = [sum(p.numel() for p in network.parameters()) for network in (actor, critics)]
+    assert counts == [expected[0], 3 * expected[1]]
+
+
+def test_half_precision_rounds_what_is_seen_and_keeps_rewards():
+    buffer = replay(2, 1, half_precision=True)
+    for value in (0.1, 3.3):
+        insert(buffer, value, reward=value)
+    batch = buffer.gather(torch.arange(2), 0.99)
+    assert batch.obs.dtype == torch.float32
+    assert batch.obs[:, 0].tolist() == torch.tensor([0.1, 3.3]).half().float().tolist()
+    assert batch.reward.tolist() == pytest.approx([0.1, 3.3], abs=1e-7)
+
+
+def test_presets_are_frozen_dataclasses_of_the_published_numbers():
+    from runs.catalogue import preset_config
+
+    ed, se, s2 = (preset_config("symphony", name) for name in ("ed", "se", "s2"))
+    assert dataclasses.replace(Config(), noise_std=1 / math.pi) == se
+    assert (s2.warmup_steps, s2.replay_capacity, s2.learning_rate, s2.gradient_dropout) == (20_480, 512_000, 5e-5, True)
+    assert (ed.warmup_steps, ed.replay_capacity, ed.hidden, ed.nodes, ed.batch_size, ed.updates_per_step) == (
+        7_680,
+        384_000,
+        (384, 384),
+        96,
+        288,
+        2,
+    )
