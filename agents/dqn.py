@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,8 @@ class Config:
     batch_size: int = 32
     replay_capacity: int = 1_000_000
     """slots; one frame (or vector) each"""
+    replay: Literal["uniform", "fading"] = "uniform"
+    """which transitions a batch is of: all alike, or old ones less often, as Symphony does"""
     warmup_steps: int = 80_000
     """environment steps before the first update"""
     update_every: int = 4
@@ -138,7 +140,13 @@ class Agent:
         self.target_parameters: list[Tensor] = list(self.target_net.parameters())
         self.optimizer = make.optimizer(self.net, config.learning_rate, epsilon=config.adam_epsilon)
         self.replay = Replay(
-            config.replay_capacity, num_envs, observation_spec, action_spec, device, streams["sampling"]
+            config.replay_capacity,
+            num_envs,
+            observation_spec,
+            action_spec,
+            device,
+            streams["sampling"],
+            fading=config.replay == "fading",
         )
         self.steps = self.updates = 0
         self.pending: tuple[Tensor, Tensor] | None = None  # obs and action that wait for their outcome

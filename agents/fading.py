@@ -1,4 +1,4 @@
-"""The Fading Replay Buffer of Symphony (Ishuov et al. 2025, arXiv:2512.10477, section III; specs/symphony.md, section 7).
+"""The Fading Replay Buffer of Symphony (Ishuov et al. 2025, arXiv:2512.10477, section III; specs/symphony.md).
 
     rank     i = 0 (oldest) ... N - 1 (newest)
     weight   w_i = tanh((π i / N)^e),  p_i = w_i / Σ w                        table II, with the code's index from 0
@@ -6,8 +6,8 @@
     rescue   a terminal transition about to be overwritten becomes the newest but one; the next oldest goes instead
 
 The buffer is full from its filling on, so the probabilities never change and a draw is a binary search: O(log N). It is
-a ring: nothing moves, ranks turn. Rescued transitions break the order of time, so each row is a whole transition with its
-own successor, unlike in `agents.replay.Replay`, which fades too where an agent asks for it, but rescues nothing.
+a ring: nothing moves, ranks turn. Rescued transitions break the order of time, so each row is a whole transition with
+its own successor, unlike in `agents.replay.Replay`, which fades too where an agent asks for it, but rescues nothing.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ import torch
 from torch import Tensor
 
 from agents.population import RandomStream
-from agents.replay import Batch, Rings, copy_rings_, fading_weights, zeros
+from agents.replay import Batch, Rings, copy_rings_, fade, zeros
 from envs.runner import ActionSpec, ContinuousActionSpec, ObservationSpec, Step
 
 
 class FadingReplay:
     """`tiles` times `exploration_steps` rows for each seed of `stream`, sampled by age.
 
-    terminal_lives: how often a terminal transition is rescued. half_precision: keeps observations and actions as float16
-    (Symphony ED), rewards stay exact. Raises ValueError for images or if there is nothing to tile.
+    terminal_lives: how often a terminal transition is rescued. half_precision: keeps observations and actions as
+    float16 (Symphony ED), rewards stay exact. Raises ValueError if environments do not share out the exploration.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class FadingReplay:
         self.head = torch.zeros(self.seeds, dtype=torch.int64, device=device)  # rows ever written or rescued
         self.reward_scale = torch.ones(self.seeds, device=device)
         self._first = torch.arange(self.seeds, device=device) * self.slots
-        weights = fading_weights(self.slots)
+        weights = fade(torch.arange(self.slots, dtype=torch.float64) / self.slots)
         cumulative = weights.cumsum(0)
         self.probability = weights / cumulative[-1]  # float64 [N], of each rank
         self._cumulative = (cumulative / cumulative[-1]).to(device)

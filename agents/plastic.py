@@ -25,9 +25,7 @@ _NO_BATCH = Batch(torch.empty(0), torch.empty(0), {})
 class PlasticAdam(Adam):
     """Adam on the parameters of one network, with interventions in the loss and after each step."""
 
-    def __init__(
-        self, learner: Learner, interventions: Sequence[Intervention], learning_rate: float, **settings: Any
-    ):
+    def __init__(self, learner: Learner, interventions: Sequence[Intervention], learning_rate: float, **settings: Any):
         super().__init__(list(learner.network.parameters()), learning_rate, **settings)
         learner.optimizer = self
         self.learner, self.interventions = learner, by_stage(interventions)

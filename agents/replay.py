@@ -86,7 +86,7 @@ class Rings:
 
 
 def copy_rings_(own: dict[str, Tensor], saved: Any) -> None:
-    """Copy what saved rings hold, read piece by piece, into one's own [N, T, ...]. Raises ValueError for other shapes."""
+    """Copy what saved rings hold, piece by piece, into one's own [N, T, ...]. Raises ValueError for other shapes."""
     for first, piece in saved.pieces():
         for name, ring in own.items():
             slots = slice(first, first + piece[name].shape[1])
@@ -102,19 +102,19 @@ def copy_rings_(own: dict[str, Tensor], saved: Any) -> None:
 torch.serialization.add_safe_globals([Rings])
 
 
-def fading_weights(rows: int) -> Tensor:
-    """Symphony's weights of rows by age, oldest first: w_i = tanh((π i / N)^e), float64 [N] (arXiv:2512.10477, table II).
+def fade(rank: Tensor) -> Tensor:
+    """Symphony's weight of a row, tanh((π x)^e) at relative rank x, 0 the oldest (arXiv:2512.10477, table II).
 
     The oldest row has weight 0; about the newest two thirds have the same.
     """
-    return torch.tanh((math.pi * torch.arange(rows, dtype=torch.float64) / rows) ** math.e)
+    return torch.tanh((math.pi * rank) ** math.e)
 
 
 class Replay:
     """A ring of `capacity` slots shared out over `num_envs` environments, sampled over its transitions.
 
     Both numbers are of one seed; there are as many seeds as `stream` has. fading: whether old transitions are sampled
-    less often, by `fading_weights` of the slots' ranks, instead of uniformly.
+    less often, by `fade` of the slots' ranks, instead of uniformly.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class Replay:
         self._false = ~self._true
         self._seed = torch.arange(math.prod(self.lead), device=device)[:, None]  # [S, 1]
         self._age = torch.arange(self.stack - 1, -1, -1, device=device)
-        weights = fading_weights(FADING_STEPS).cumsum(0)
+        weights = fade(torch.arange(FADING_STEPS, dtype=torch.float64) / FADING_STEPS).cumsum(0)
         self._fading = (weights / weights[-1]).to(device) if fading else None
 
     def add(self, obs: Tensor, action: Tensor, step: Step) -> None:
@@ -242,7 +242,7 @@ class Replay:
         return env.index_select(0, kept), slot.index_select(0, kept)
 
     def _draw_by_age(self, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        """Environments and slots [*S, D] for numbers in [0, 1), each environment's slots by the weights of their ranks."""
+        """Environments and slots [*S, D] for numbers in [0, 1); slots by the weights of their ranks."""
         assert self._fading is not None
         position = uniform * self.num_envs
         env = position.long()

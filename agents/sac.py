@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -65,6 +65,8 @@ class Config:
     """uniformly random environment steps before the first update (CleanRL)"""
     replay_capacity: int = 1_000_000
     """slots; one transition each, and one more for each episode"""
+    replay: Literal["uniform", "fading"] = "uniform"
+    """which transitions a batch is of: all alike, or old ones less often, as Symphony does"""
     n_step: int = 1
     """length of multi-step returns; intermediate entropies are left out"""
     update_every: int = 1
@@ -174,7 +176,13 @@ class Agent:
         self.critic_optimizer = make.optimizer(self.critics, config.learning_rate)
         self.temperature_optimizer = make.scheduled(Adam([self.log_temperature], config.learning_rate))
         self.replay = Replay(
-            config.replay_capacity, num_envs, observation_spec, action_spec, device, streams["sampling"]
+            config.replay_capacity,
+            num_envs,
+            observation_spec,
+            action_spec,
+            device,
+            streams["sampling"],
+            fading=config.replay == "fading",
         )
         self.steps = self.updates = 0
         self.pending: tuple[Tensor, Tensor] | None = None  # obs and action that wait for their outcome

@@ -8,9 +8,9 @@
     swaddling   L_S = mean Ω(σ^(1/β*)) + β σ ln σ + Ω(β²)                                                        eq. 3
     step        all three at once by AdamW without bias correction; Polyak average of the critics               eq. 6
 
-x* is x without gradient; ReHSE(x) = mean x tanh(x/2); ReHAE(x) = mean |x| tanh(x/2); Ω(x) = ln((1 + x)/(1 - x)). There is
-no target actor, no delay, no learned entropy and no minimum over critics. Variants differ by numbers alone: presets S3
-(the defaults), SE, S2, ED. Where paper and code differ, the code holds (specs/symphony.md, section 13).
+x* is x without gradient; ReHSE(x) = mean x tanh(x/2); ReHAE(x) = mean |x| tanh(x/2); Ω(x) = ln((1 + x)/(1 - x)). There
+is no target actor, no delay, no learned entropy and no minimum over critics. Variants differ by numbers alone: presets
+S3 (the defaults), SE, S2, ED. Where paper and code differ, the code holds (specs/symphony.md, section 13).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from agents.fading import FadingReplay
 from agents.networks import Liftable, StackedLayerNorm, StackedLinear
 from agents.plastic import Plasticity
 from agents.population import common_lead
-from agents.replay import Batch, fading_weights
+from agents.replay import Batch, fade
 from envs.runner import ActionSpec, ObservationSpec, Step
 
 GOLDEN = (math.sqrt(5) - 1) / 2  # 1/φ
@@ -63,7 +63,7 @@ class Config:
     warmup_steps: int = 10_240
     """N_exp, steps of exploration before the first update, by the untrained actor"""
     replay_capacity: int = 512_000
-    """N, a multiple of the exploration, which fills it; about the planned number of steps suits short runs"""
+    """N, a multiple of N_exp; for short runs, the planned number of steps"""
     updates_per_step: int = 3
     """G, for each transition"""
     hidden: tuple[int, ...] = (512, 512)
@@ -81,7 +81,7 @@ class Config:
     gradient_dropout: bool = False
     """half of the outputs of all networks pass no gradient (S2)"""
     fall_window: int = 50
-    """in training the actor rests in the last so many steps of an episode of full length, to fall; 0: never"""
+    """training steps before the end of a full episode in which the actor rests, to fall"""
     episode_limit: int = 1_000
     """full length of an episode, for the fall window"""
     terminal_lives: float = math.inf
@@ -156,15 +156,19 @@ class FeedForward(Liftable):
 
 
 class Actor(Liftable):
-    """One block whose outputs are three groups, each through tanh(z/2): direction A, scale S, temperature B (fig. 3)."""
+    """One block with three groups of outputs, each through tanh(z/2): direction A, scale S, temperature B (fig. 3)."""
 
     def __init__(self, observations: int, actions: int, hidden: tuple[int, ...]):
         super().__init__()
         self.block = FeedForward(1, observations, hidden, 3 * actions)
 
+    def straight_forward(self, obs: Tensor) -> Tensor:
+        """The outputs of the block, for tracing."""
+        return self.block(obs.unsqueeze(-3)).squeeze(-3)
+
     def forward(self, obs: Tensor, passes: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """obs [*S, B, O] -> A in (-1, 1), σ = |S| and β = |B| in [0, 1), each [*S, B, A]. passes: [*S, B, 3 A]."""
-        outputs = gradient_dropout(self.block(obs.unsqueeze(-3)).squeeze(-3), passes)
+        outputs = gradient_dropout(self.straight_forward(obs), passes)
         direction, scale, temperature = (outputs / 2).tanh().chunk(3, -1)
         return direction, scale.abs(), temperature.abs()
 
@@ -177,6 +181,10 @@ class Critics(Liftable):
     def __init__(self, observations: int, actions: int, hidden: tuple[int, ...], nodes: int):
         super().__init__()
         self.block = FeedForward(self.count, observations + actions, hidden, nodes)
+
+    def straight_forward(self, obs: Tensor, action: Tensor) -> Tensor:
+        """The same without a look at shapes, for tracing."""
+        return self.block(torch.cat([obs, action], -1).expand(self.count, -1, -1))
 
     def forward(self, obs: Tensor, action: Tensor, passes: Tensor | None = None) -> Tensor:
         """obs [*S, B, O], action [*S, B, A] -> nodes [*S, 3, B, n], as `passes` is."""
@@ -191,7 +199,7 @@ def bounded_noise(noise: Tensor, std: float) -> Tensor:
 
 def node_weights(nodes: int) -> Tensor:
     """ω_j of the nodes of all critics together, lowest first, float32 [N_q]: as the replay fades, turned around."""
-    weights = torch.tanh((math.pi * (1 - torch.arange(nodes, dtype=torch.float64) / nodes)) ** math.e)
+    weights = fade(1 - torch.arange(nodes, dtype=torch.float64) / nodes)
     return (weights / weights.sum()).float()
 
 

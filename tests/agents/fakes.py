@@ -17,8 +17,11 @@ FRAMES = ObservationSpec((4, 36, 36), torch.uint8, stacked_frames=4)
 BOX = ContinuousActionSpec(np.array([-2.0, 0.0], np.float32), np.array([2.0, 1.0], np.float32))
 BUTTONS = DiscreteActionSpec(3)
 CPU = torch.device("cpu")
-# Hyper-parameters that all agents have.
+# Hyper-parameters that all agents have, and what makes each agent take one gradient step for each step.
 SMALL = {"warmup_steps": 8, "replay_capacity": 200, "batch_size": 16, "hidden": (16, 16)}
+ONE_UPDATE_A_STEP = {"dqn": {"update_every": 1}, "symphony": {"updates_per_step": 1, "nodes": 4}}
+# Agents whose options are those of TD3: n-step returns, LayerNorm, a replay apart from the warm-up.
+OPTIONED = ("ddpg", "dqn", "sac", "td3")
 
 
 def stream(seed: int | Sequence[int] = 0, device: torch.device = CPU) -> RandomStream:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import io
+import typing
 
 import pytest
 import torch
@@ -14,14 +15,26 @@ from agents import ddpg, dqn, sac, td3
 from agents.agent import updates_due
 from envs import ObservationSpec, Step
 from runs.catalogue import AGENTS
-from tests.agents.fakes import BOX, BUTTONS, CPU, FRAMES, SMALL, VECTOR, fake_gradients, make_step, streams
+from tests.agents.fakes import (
+    BOX,
+    BUTTONS,
+    CPU,
+    FRAMES,
+    ONE_UPDATE_A_STEP,
+    OPTIONED,
+    SMALL,
+    VECTOR,
+    fake_gradients,
+    make_step,
+    streams,
+)
 
 CONTINUOUS = {"ddpg": ddpg, "sac": sac, "td3": td3}
 
 
 def build(name: str, observation_spec=VECTOR, num_envs=1, seed=0, device=CPU, compiled=False, **settings):
     module = AGENTS[name]
-    config = module.Config(**({**SMALL, **({"update_every": 1} if name == "dqn" else {}), **settings}))
+    config = module.Config(**{**SMALL, **ONE_UPDATE_A_STEP.get(name, {}), **settings})
     spec = BUTTONS if name == "dqn" else BOX
     return module.Agent(
         observation_spec,
@@ -152,10 +165,11 @@ def test_same_seed_same_agent_and_evaluation_changes_nothing(name):
     assert not all(torch.equal(a, b) for a, b in zip(parameters(one), parameters(other), strict=True))
 
 
-@pytest.mark.parametrize("name", AGENTS)
-@pytest.mark.parametrize("layer_norm", [False, True])
-def test_saved_and_restored_agent_goes_on_bit_for_bit(name, layer_norm):
-    whole, restored = build(name, layer_norm=layer_norm), build(name, layer_norm=layer_norm, seed=9)
+@pytest.mark.parametrize("name", [*AGENTS, *(f"{name} with LayerNorm" for name in OPTIONED)])
+def test_saved_and_restored_agent_goes_on_bit_for_bit(name):
+    settings = {"layer_norm": True} if "LayerNorm" in name else {}
+    name = name.split()[0]
+    whole, restored = build(name, **settings), build(name, seed=9, **settings)
     live(whole, 25, seed=1)
     file = io.BytesIO()
     torch.save(whole.state_dict(), file)
@@ -194,8 +208,11 @@ def test_configs_are_frozen_typed_and_checked(module):
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.discount = 0.5
     for field in dataclasses.fields(config):
-        wanted = {"float": float, "int": int, "bool": bool, "tuple[int, ...]": tuple}[str(field.type)]
-        assert type(getattr(config, field.name)) is wanted, field.name
+        value, kind = getattr(config, field.name), typing.get_type_hints(module.Config)[field.name]
+        if typing.get_origin(kind) is typing.Literal:
+            assert value in typing.get_args(kind), field.name
+        else:
+            assert type(value) is (typing.get_origin(kind) or kind), field.name
     for name, bad in (
         ("discount", 1.5),
         ("batch_size", 0),
@@ -222,7 +239,11 @@ def test_update_runs_on_a_fake_gpu_without_mixing_devices_or_waiting_for_it(name
         agent = AGENTS[name].Agent(
             VECTOR,
             BUTTONS if name == "dqn" else BOX,
-            AGENTS[name].Config(warmup_steps=0, update_every=1, n_step=3, layer_norm=True),
+            AGENTS[name].Config(
+                **{"warmup_steps": 0, "update_every": 1, "n_step": 3, "layer_norm": True}
+                if name in OPTIONED
+                else {"warmup_steps": 2, "replay_capacity": 100, "gradient_dropout": True, "updates_per_step": 1}
+            ),
             num_envs=2,
             device=device,
             streams=streams(device=device),
@@ -230,16 +251,15 @@ def test_update_runs_on_a_fake_gpu_without_mixing_devices_or_waiting_for_it(name
         obs = torch.zeros(2, 3, device=device)
         flags = torch.zeros(2, dtype=torch.bool, device=device)
         scalars = torch.zeros(2, device=device)
-        for _ in range(2):
+        while agent.updates < 4:
             action = agent.act(obs, explore=True)
             agent.observe(Step(obs, scalars, flags, flags, obs, scalars, scalars.long(), flags))
             metrics = agent.update()
-        assert agent.updates == 4
         assert action.device.type == "cuda"
         assert {value.device.type for value in metrics.values()} == {"cuda"}
 
 
-@pytest.mark.parametrize("name", AGENTS)
+@pytest.mark.parametrize("name", OPTIONED)
 def test_losses_are_pure(name):
     """The same inputs twice give the same loss, and inputs are left as they were."""
     agent = build(name)
@@ -308,6 +328,8 @@ def value_at(agent, obs: list[float]) -> float:
     with torch.no_grad():
         if hasattr(agent, "net"):
             return agent.net(x).max().item()
+        if hasattr(agent, "value_average"):  # symphony, whose values are in units of its scale of rewards
+            return (agent.critics(x, agent.act(x, False)).mean() * agent.replay.reward_scale).item()
         action = agent.actor(x)
         return (agent.critic if hasattr(agent, "critic") else agent.critics)(x, action).mean().item()
 
@@ -318,8 +340,9 @@ PROBE_SETTINGS |= {"learning_rate": 3e-3, "discount": 0.5}
 
 def probe_agent(name: str):
     extra = {"sac": {"initial_temperature": 1e-6}, "dqn": {"target_update_every": 10, "epsilon_decay_steps": 200}}
+    extra["symphony"] = {"replay_capacity": 800, "fall_window": 0, "updates_per_step": 2, "nodes": 8}
     rate = {} if name == "dqn" else {"target_rate": 0.05}
-    return build(name, **PROBE_SETTINGS, **rate, **extra.get(name, {}))
+    return build(name, **{**PROBE_SETTINGS, **rate, **extra.get(name, {})})
 
 
 @pytest.mark.parametrize("name", AGENTS)
@@ -354,7 +377,7 @@ def test_probe_policy_depends_on_the_observation(name):
 def test_compiled_losses_equal_eager_ones():
     """The compiler is replaced by its front end alone: the graph must be whole (no break), the numbers the same."""
     spec = ObservationSpec((3,))
-    for name in AGENTS:
+    for name in OPTIONED:
         agent = build(name, spec)
         live(agent, 12)
         batch = agent.replay.sample(16, 0.99)

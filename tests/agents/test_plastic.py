@@ -18,12 +18,23 @@ from plasticity.networks import projection
 from plasticity.networks.normalisation import Normalise
 from plasticity.schedules import Linear
 from runs.catalogue import AGENTS
-from tests.agents.fakes import BOX, BUTTONS, CPU, FRAMES, SMALL, VECTOR, fake_gradients, make_step, streams
+from tests.agents.fakes import (
+    BOX,
+    BUTTONS,
+    CPU,
+    FRAMES,
+    ONE_UPDATE_A_STEP,
+    SMALL,
+    VECTOR,
+    fake_gradients,
+    make_step,
+    streams,
+)
 
 
 def build(name, plasticity=None, observation_spec=VECTOR, seeds=0, device=CPU, **settings):
     module = AGENTS[name]
-    config = module.Config(**({**SMALL, **({"update_every": 1} if name == "dqn" else {}), **settings}))
+    config = module.Config(**{**SMALL, **ONE_UPDATE_A_STEP.get(name, {}), **settings})
     return module.Agent(
         observation_spec,
         BUTTONS if name == "dqn" else BOX,
@@ -177,10 +188,10 @@ def test_update_does_not_wait_for_a_gpu(name, monkeypatch):
     monkeypatch.setattr(torch.autograd, "grad", fake_gradients)
     monkeypatch.setattr(projection, "_check_radii", lambda groups: None)
     with FakeTensorMode():
-        agent = build(name, Plasticity(lambda: [NaP()], Linear(100)), device=device, warmup_steps=0)
+        agent = build(name, Plasticity(lambda: [NaP()], Linear(100)), device=device, warmup_steps=2)
         obs = torch.zeros(1, 3, device=device)
         flags, scalars = torch.zeros(1, dtype=torch.bool, device=device), torch.zeros(1, device=device)
-        for _ in range(2):
+        for _ in range(4):
             agent.act(obs, explore=True)
             agent.observe(Step(obs, scalars, flags, flags, obs, scalars, scalars.long(), flags))
             metrics = agent.update()

@@ -15,8 +15,8 @@ from envs import ObservationSpec
 from tests.agents.fakes import BOX, BUTTONS, CPU, FRAMES, VECTOR, make_step, stream
 
 
-def make_replay(capacity=64, num_envs=1, observation_spec=VECTOR, action_spec=BOX, seed=0) -> Replay:
-    return Replay(capacity, num_envs, observation_spec, action_spec, CPU, stream(seed))
+def make_replay(capacity=64, num_envs=1, observation_spec=VECTOR, action_spec=BOX, seed=0, fading=False) -> Replay:
+    return Replay(capacity, num_envs, observation_spec, action_spec, CPU, stream(seed), fading)
 
 
 class Story:
@@ -103,6 +103,39 @@ def test_all_transitions_are_equally_likely():
     assert len(seen) == 15
     # 30 000 draws over 15: 2 000 each, standard deviation 43; five of them
     assert (seen - 2000).abs().max() < 216
+
+
+@pytest.mark.parametrize("steps", [150, 450])
+def test_fading_samples_by_age_within_each_environment(steps):
+    """Before and after the ring is full: shares as in Symphony's table, never a row that is no transition."""
+    replay = make_replay(600, num_envs=2, fading=True)
+    story = Story(replay, 2)
+    for t in range(steps):
+        story.play([t % 50 == 0, False], [False, False])
+    rows = torch.cat([replay.sample(2_000, 0.99).obs[:, 0] for _ in range(50)])
+    drawn = torch.bincount(rows.long(), minlength=2_000).double() / len(rows)
+    for row in (0, 1):
+        count = int(replay.is_transition.view(2, -1)[row].sum())
+        own = drawn[torch.tensor(list(story.transitions[row])[-count:])]
+        assert own.sum().item() == pytest.approx(0.5, abs=0.01)
+        newest, oldest = own[len(own) // 2 :].sum(), own[: len(own) // 4].sum()
+        assert (newest / own.sum()).item() == pytest.approx(0.6706, abs=0.012)
+        assert (oldest / own.sum()).item() == pytest.approx(0.045, abs=0.006)
+
+
+def test_fading_population_draws_what_its_seeds_draw():
+    together = make_replay(100, 2, seed=[3, 4], fading=True)
+    alone = [make_replay(100, 2, seed=seed, fading=True) for seed in (3, 4)]
+    for t in range(70):
+        obs = torch.full((2, 3), float(t))
+        step = make_step(obs, 1.0, terminated=t % 9 == 0)
+        for replay in alone:
+            replay.add(obs, obs[:, :2], step)
+        fields = {name: torch.stack([getattr(step, name)] * 2) for name in type(step).__slots__}
+        together.add(torch.stack([obs] * 2), torch.stack([obs[:, :2]] * 2), type(step)(**fields))
+    batch = together.sample(30, 0.99)
+    for index, replay in enumerate(alone):
+        assert torch.equal(batch.obs[index], replay.sample(30, 0.99).obs)
 
 
 def test_an_old_transition_leaves_when_the_ring_is_full():

@@ -15,7 +15,7 @@ from agents.agent import ActionScale
 from agents.fading import FadingReplay
 from agents.networks import initialise_
 from agents.population import RandomStream
-from agents.replay import Batch, fading_weights
+from agents.replay import Batch, fade
 from agents.symphony import GOLDEN, Actor, Agent, Config, Critics, Passes, ReSine
 from envs import ContinuousActionSpec, ObservationSpec
 from plasticity.adam import Adam
@@ -48,7 +48,7 @@ def test_probability_of_each_rank():
     expected = [0, 0.0061687081, 0.0395716001, 0.0993766080, 0.1368757186, 0.1433529765, 0.1436606653, 0.1436645668]
     p = replay(10, 1).probability
     assert p.tolist() == pytest.approx([*expected, 0.1436645783, 0.1436645783], abs=1e-9)
-    assert fading_weights(10).sum().item() == pytest.approx(6.960658027, abs=1e-9)
+    assert fade(torch.arange(10, dtype=torch.float64) / 10).sum().item() == pytest.approx(6.960658027, abs=1e-9)
     p = replay(1_000, 1).probability
     assert p[0] == 0
     assert (p.diff() >= 0).all()
