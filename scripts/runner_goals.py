@@ -76,7 +76,9 @@ def goals_table(results: list[dict[str, Any]]) -> str:
         cells = [str(goal.num_envs), CONTESTANTS[goal.contestant].title, _wanted(goal)]
         for ratio in ("ratio", "cpu_ratio"):
             measured = {env: found.get((env, goal.num_envs, goal.contestant)) for env in goal.least}
-            reached = [_cell(env, result and result[ratio], goal.least[env]) for env, result in measured.items()]
+            reached = [
+                _cell(env, result[ratio] if result else None, goal.least[env]) for env, result in measured.items()
+            ]
             cells.append(", ".join(reached))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
