@@ -370,7 +370,17 @@ def _parse(
         with contextlib.redirect_stderr(complaint):
             return tyro.cli(target, prog=prog, args=list(arguments), **keywords)
     except SystemExit:
-        raise UsageError(_one_sentence(complaint.getvalue())) from None
+        sentence = _one_sentence(complaint.getvalue())
+        if sentence.startswith("Missing from"):
+            sentence = f"`{prog}` needs {' and '.join(_missing(classes, arguments))}, for example: {example}"
+        raise UsageError(sentence) from None
+
+
+def _missing(classes: Sequence[type], arguments: Sequence[str]) -> list[str]:
+    """What has no default and is not on the command line, as the help page names it."""
+    required = [(cls, f.name) for cls in classes for f in dataclasses.fields(cls) if _default(f) == "required"]
+    names = [name.upper() if _is_positional(cls, name) else _flag(name) for cls, name in required]
+    return [name for name in names if given_value(arguments, name) is None]
 
 
 def help_page(classes: Sequence[type], defaults: Sequence[Any], prog: str, example: str) -> str:

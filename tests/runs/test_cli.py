@@ -41,6 +41,13 @@ BAD_INPUT = {
         ["train", "sac", "--env", "gym/CartPole-v1", "--steps", "100"],
         "'sac' needs continuous actions, this environment has 2 discrete ones",
     ),
+    "no problem": (
+        ["plasticity"],
+        "`neoteny plasticity` needs --problem, for example: neoteny plasticity --pro",
+    ),
+    "nothing to resume": (["resume"], "`neoteny resume` needs RUN, for example: neoteny resume results/td3-dmc-"),
+    "nothing like it": (["plasticity", "--problem", "cartpole"], "unknown problem 'cartpole'. It is one of"),
+    "nothing like a flag": (["train", "td3", *PENDULUM, "--zzz"], "It is one of --batch-size, --bf16"),
     "name": (["train", "td3", *PENDULUM, "--name", "a/b"], "--name must be a plain folder name, got 'a/b'"),
     "no run": (["evaluate", "nowhere"], "'nowhere' is not the folder of a run"),
     "nothing to watch": (["watch", "nowhere"], "'nowhere' is not the folder of a run"),
