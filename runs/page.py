@@ -183,7 +183,7 @@ thead th { color: var(--soft); font-weight: 500; white-space: nowrap; vertical-a
 .settings th { font-weight: 500; color: var(--soft); }
 .settings th, .settings td { overflow-wrap: anywhere; min-width: 7rem; }
 .settings thead th { white-space: normal; }
-.matrix td, .matrix th { text-align: right; padding: .3rem .55rem; }
+.matrix td, .matrix th { text-align: right; padding: .3rem .55rem; white-space: nowrap; }
 .matrices { display: flex; flex-wrap: wrap; gap: 1rem 2.5rem; }
 .matrices .wide { max-width: 30rem; }
 .soft { color: var(--soft); }

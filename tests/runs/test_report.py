@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -550,3 +552,22 @@ def test_the_picture_of_several_environments_has_room_for_its_titles(tmp_path: P
         ]
         assert len(boxes) == len(panels) + 1
         assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium here")
+def test_the_accuracy_matrix_keeps_its_labels_on_one_line_at_phone_width(tmp_path: Path):
+    """As a browser lays it out: every cell of ten tasks is one line high, and the table scrolls instead."""
+    rows = [Row(t, f"acc/task_{u}_after_{t}", 0.5, seed) for seed in range(3) for t in range(10) for u in range(10)]
+    page = render_page(read_report([write_run(tmp_path / "run", {"command": "continual", "strategy": "er"}, rows)]))
+    measure = """<script>const told = [...document.querySelectorAll('.matrix :is(th, td)')].map(c => c.offsetHeight);
+    document.title = `${told.length} cells, ${Math.max(...told)} px of ${innerWidth}`;</script></body>"""
+    (tmp_path / "page.html").write_text(page.replace("</body>", measure))
+    frame = "<iframe src='page.html' width=390 height=900 onload='document.title = contentDocument.title'></iframe>"
+    (tmp_path / "frame.html").write_text(frame)
+    command = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"]
+    command += [f"--user-data-dir={tmp_path}", "--virtual-time-budget=2000", "--dump-dom"]
+    told = subprocess.run([*command, str(tmp_path / "frame.html")], capture_output=True, text=True, timeout=100)
+    found = re.search(r"<title>(\d+) cells, (\d+) px of 390</title>", told.stdout)
+    assert found, told.stderr
+    assert int(found[1]) == 11 * 11
+    assert 10 < int(found[2]) < 45  # two lines are 50 and more
