@@ -116,9 +116,9 @@ def joint_step(optimizers: Sequence[Adam], loss: Tensor) -> None:
 def _gradients(optimizers: Sequence[Adam], loss: Tensor) -> Sequence[Tensor]:
     """Of the loss and what the optimisers' interventions add to it, with respect to all their parameters in order."""
     for optimizer in optimizers:
-        penalty = optimizer.penalty() if isinstance(optimizer, PlasticAdam) else None
+        penalty = optimizer.penalty(loss.shape) if isinstance(optimizer, PlasticAdam) else None
         if penalty is not None:
-            loss = loss + penalty.reshape(loss.shape)
+            loss = loss + penalty
     parameters = [parameter for optimizer in optimizers for parameter in optimizer.parameters]
     return torch.autograd.grad(loss.sum() if loss.ndim else loss, parameters)
 

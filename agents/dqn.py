@@ -138,7 +138,9 @@ class Agent:
         )
         self.target_net = copy.deepcopy(self.net)
         self.target_parameters: list[Tensor] = list(self.target_net.parameters())
-        self.optimizer = make.optimizer(self.net, config.learning_rate, epsilon=config.adam_epsilon)
+        self.optimizer = make.optimizer(
+            self.net, config.learning_rate, target=self.target_net, epsilon=config.adam_epsilon
+        )
         self.replay = Replay(
             config.replay_capacity,
             num_envs,

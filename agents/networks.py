@@ -81,7 +81,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 class StackedLayerNorm(Liftable):
     """K layer normalisations side by side, over the last axis of [*S, K, B, D] (Ba et al. 2016)."""
 
-    normaliser, own_axes = True, 2  # for plasticity.networks.tracing
+    normaliser, own_axes = True, 1  # for plasticity.networks.tracing
 
     def __init__(self, count: int, features: int):
         super().__init__()

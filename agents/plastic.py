@@ -5,6 +5,7 @@ An agent makes its networks and their optimisers through one `Plasticity`, and h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
@@ -15,15 +16,20 @@ from agents.networks import initialise_, new_network
 from agents.population import Axes, RandomStream, of_seed
 from plasticity.adam import Adam
 from plasticity.intervention import Batch, Intervention, Learner, by_stage
-from plasticity.networks.structure import find_structure
+from plasticity.networks.structure import find_structure, watch
+from plasticity.networks.tracing import leading_axes
 from plasticity.schedules import Constant, Schedule
 
 Network = TypeVar("Network", bound=nn.Module)
-_NO_BATCH = Batch(torch.empty(0), torch.empty(0), {})
 
 
 class PlasticAdam(Adam):
-    """Adam on the parameters of one network, with interventions in the loss and after each step."""
+    """Adam on the parameters of one network, with interventions in the loss and after each step.
+
+    Members of the learner are the seeds; networks side by side in one (twin critics) are members of their own. What
+    interventions see of a step are the activations of the last forward pass before it that had gradients, which is that
+    of the loss.
+    """
 
     def __init__(self, learner: Learner, interventions: Sequence[Intervention], learning_rate: float, **settings: Any):
         super().__init__(list(learner.network.parameters()), learning_rate, **settings)
@@ -32,56 +38,82 @@ class PlasticAdam(Adam):
         for intervention in self.interventions:
             intervention.begin(learner)
         self._penalising = [i for i in self.interventions if i.penalises]
+        self._seen: dict[str, Tensor] = {}
+        if any(i.needs_activations for i in self.interventions):
+            watch(learner.network, learner.structure, self._seen, only_with_gradients=True)
 
-    def penalty(self) -> Tensor | None:
-        """What is added to the loss of each seed, [K] (K = 1: one seed); None: nothing."""
+    def penalty(self, lead: Axes) -> Tensor | None:
+        """What is added to the loss of each seed, of shape `lead`; None: nothing."""
         if not self._penalising:
             return None
-        alone = self.learner.members is None
-        named = {n: p.unsqueeze(0) if alone else p for n, p in self.learner.network.named_parameters()}
+        named = {n: self.learner.by_member(n, p) for n, p in self.learner.network.named_parameters()}
         found = [i.penalty(self.learner, named) for i in self._penalising]
-        penalties = [penalty for penalty in found if penalty is not None]
+        penalties = [penalty.reshape(*lead, -1).sum(-1) for penalty in found if penalty is not None]
         return torch.stack(penalties).sum(0) if penalties else None
 
     def step(self, gradients: Sequence[Tensor]) -> None:
         super().step(gradients)
         self.learner.steps += 1
+        batch = Batch(torch.empty(0), torch.empty(0), self._activations())
         for intervention in self.interventions:
-            intervention.after_step(self.learner, _NO_BATCH)
+            intervention.after_step(self.learner, batch)
+
+    def _activations(self) -> dict[str, Tensor]:
+        """As in `Batch`: [K, B, H], behind convolutions [K, B, H, h, w]."""
+        members = self.learner.members or 1
+        layers = self.learner.structure.hidden if self._seen else ()
+        return {x.name: (h := self._seen[x.name]).reshape(members, *h.shape[x.unit_axis - 1 :]) for x in layers}
+
+    def at_boundary(self) -> None:
+        """The task has changed."""
+        for intervention in self.interventions:
+            if intervention.uses_boundaries:
+                intervention.at_boundary(self.learner)
 
     def seed_state(self, seed: int, lead: Axes) -> dict[str, Any]:
-        """Of one seed: moments, steps taken, interventions."""
-        kept = [of_seed(intervention.state_dict(), seed, lead) for intervention in self.interventions]
-        return {"adam": of_seed(self.state_dict(), seed, lead), "steps": self.learner.steps, "interventions": kept}
+        """Of one seed: moments, steps taken, interventions and what they draw from."""
+        kept = [of_seed(i.state_dict(), self._place(i, seed), lead) for i in self.interventions]
+        generator = self.learner.generators[seed * self.learner.twins].get_state()
+        adam = of_seed(self.state_dict(), seed, lead)
+        return {"adam": adam, "steps": self.learner.steps, "interventions": kept, "generator": generator}
 
     def load_seed_state(self, state: Mapping[str, Any], seed: int, lead: Axes) -> None:
         """Undo `seed_state`. Raises ValueError if it is of other interventions."""
-        own: dict[str, Any] = {"adam": self.state_dict(), "interventions": [i.state_dict() for i in self.interventions]}
-        if set(state) != {"adam", "steps", "interventions"} or len(state["interventions"]) != len(self.interventions):
+        parts = {"adam", "steps", "interventions", "generator"}
+        if set(state) != parts or len(state["interventions"]) != len(self.interventions):
             raise ValueError("the saved optimiser is of an agent with other interventions")
-        self.load_state_dict(_with_seed(own["adam"], state["adam"], seed, lead))
+        self.load_state_dict(_with_part(self.state_dict(), state["adam"], seed, lead))
         self.learner.steps = state["steps"]
-        for intervention, mine, saved in zip(
-            self.interventions, own["interventions"], state["interventions"], strict=True
-        ):
-            intervention.load_state_dict(_with_seed(mine, saved, seed, lead))
+        self.learner.generators[seed * self.learner.twins].set_state(state["generator"])
+        for intervention, saved in zip(self.interventions, state["interventions"], strict=True):
+            place = self._place(intervention, seed)
+            intervention.load_state_dict(_with_part(intervention.state_dict(), saved, place, lead))
+
+    def _place(self, intervention: Intervention, seed: int) -> int | slice:
+        """Where a seed is along the first axis of an intervention's tensors."""
+        twins = self.learner.twins
+        return slice(seed * twins, (seed + 1) * twins) if intervention.sees_members else seed
 
 
-def _with_seed(whole: Any, part: Any, seed: int, lead: Axes) -> Any:
-    """The nested state `whole` of all seeds, with that of one seed replaced by `part`."""
+def _with_part(whole: Any, part: Any, place: int | slice, lead: Axes) -> Any:
+    """The nested state `whole` of all seeds, with that of one of them, at `place`, replaced by `part`."""
     if not lead:
         return part
     if isinstance(part, Mapping):
-        return {name: _with_seed(whole[name], value, seed, lead) for name, value in part.items()}
+        return {name: _with_part((whole or {}).get(name), value, place, lead) for name, value in part.items()}
     if isinstance(part, list | tuple):
+        whole = [None] * len(part) if whole is None else whole
         if len(part) != len(whole):
             raise ValueError("the saved state is of other interventions")
-        return [_with_seed(mine, value, seed, lead) for mine, value in zip(whole, part, strict=True)]
-    if isinstance(part, Tensor) and whole.ndim:
+        return [_with_part(mine, value, place, lead) for mine, value in zip(whole, part, strict=True)]
+    if not isinstance(part, Tensor) or not (part.ndim or isinstance(whole, Tensor) and whole.ndim):
+        return part
+    if isinstance(whole, Tensor):
         changed = whole.detach().clone()
-        changed[seed] = part
-        return changed
-    return part
+    else:  # what comes up only in the course of training
+        changed = part.new_zeros(lead[0] * len(part), *part.shape[1:])
+    changed[place] = part
+    return changed
 
 
 class Plasticity:
@@ -99,8 +131,13 @@ class Plasticity:
         self._rates: list[tuple[Adam, float]] = []
 
     def network(self, make: Callable[[], Network], stream: RandomStream) -> Network:
-        """As `agents.networks.new_network`, with what the interventions build in. Raises ValueError if they cannot."""
+        """As `agents.networks.new_network`, with what the interventions build in. Raises ValueError if they cannot.
+
+        stream: of the first weights and, later on, of what interventions draw.
+        """
         interventions = list(self._interventions())
+        for intervention in interventions:
+            _check(intervention)
 
         def build() -> nn.Module:
             network: nn.Module = make()
@@ -112,8 +149,14 @@ class Plasticity:
         self._made[network] = interventions, build, stream
         return cast(Network, network)
 
-    def optimizer(self, network: nn.Module, learning_rate: float, **settings: Any) -> Adam:
-        """Of a network that `network` made, with its interventions. settings: those of `plasticity.adam.Adam`."""
+    def optimizer(
+        self, network: nn.Module, learning_rate: float, target: nn.Module | None = None, **settings: Any
+    ) -> Adam:
+        """Of a network that `network` made, with its interventions. Raises ValueError if one cannot act there.
+
+        target: its target network; where an intervention draws weights anew, the target gets them too. settings: those
+        of `plasticity.adam.Adam`.
+        """
         interventions, build, stream = self._made[network]
         if not interventions:
             return self.scheduled(Adam(list(network.parameters()), learning_rate, **settings))
@@ -124,12 +167,18 @@ class Plasticity:
             initialise_(drawn, generator)
             return drawn
 
-        for intervention in interventions:
-            _check(intervention)
         with stream.device:
             structure = find_structure(build())
-        members = stream.lead[0] if stream.lead else None
-        learner = Learner(network, structure, None, members, [], fresh)
+        leading = leading_axes(network, stream.lead[0] if stream.lead else None)
+        counts = {n: math.prod(p.shape[: leading[n]]) for n, p in network.named_parameters()}
+        _check_members(interventions, counts)
+        members, seeds = max(counts.values()), len(stream.generators)
+        twins = members // seeds
+        generators = [generator for generator in stream.generators for _ in range(twins)]
+        shared = members if stream.lead or twins > 1 else None
+        learner = Learner(network, structure, None, shared, generators, fresh, twins=twins, leading=leading)
+        if target is not None:
+            learner.copies.append({n: learner.by_member(n, p.detach()) for n, p in target.named_parameters()})
         return self.scheduled(PlasticAdam(learner, interventions, learning_rate, **settings))
 
     def scheduled(self, optimizer: Adam) -> Adam:
@@ -144,17 +193,37 @@ class Plasticity:
             for optimizer, rate in self._rates:
                 optimizer.learning_rate = rate * factor
 
+    @property
+    def uses_boundaries(self) -> bool:
+        """Whether an intervention acts where the task changes."""
+        return any(intervention.uses_boundaries for made, *_ in self._made.values() for intervention in made)
+
+    def at_boundary(self) -> None:
+        """The task has changed, between the last update and the next."""
+        for optimizer, _ in self._rates:
+            if isinstance(optimizer, PlasticAdam):
+                optimizer.at_boundary()
+
 
 def _check(intervention: Intervention) -> None:
     """Raises ValueError for what an agent does not offer."""
     for needs, what in (
-        (intervention.needs_activations, "sees the activations"),
-        (intervention.uses_boundaries, "is told when the task changes"),
-        (intervention.scales_steps, "scales steps"),
-        (type(intervention).optimizer is not Intervention.optimizer, "is an optimiser"),
+        (type(intervention).optimizer is not Intervention.optimizer, "is an optimiser, and agents have Adam"),
+        (intervention.needs_inputs, "runs the network by itself, and those of agents are no functions of one tensor"),
     ):
         if needs:
-            name = type(intervention).__name__
             raise ValueError(
-                f"{name} {what}, which agents do not offer; nap, layernorm, rmsnorm and l2-init go with them"
+                f"{type(intervention).__name__} {what}; it is for `neoteny plasticity`, "
+                "agents take for example nap, redo, l2-init"
             )
+
+
+def _check_members(interventions: Sequence[Intervention], counts: Mapping[str, int]) -> None:
+    """Raises ValueError if parameters, with `counts` of members, are not all of as many as the interventions need."""
+    one, other = min(counts, key=lambda name: counts[name]), max(counts, key=lambda name: counts[name])
+    acting = next((i for i in interventions if i.sees_members), None)
+    if acting is not None and counts[one] != counts[other]:
+        raise ValueError(
+            f"{type(acting).__name__} acts on each of the networks that '{other}' has side by side, "
+            f"but they share '{one}'; leave out the intervention that put it in"
+        )

@@ -69,8 +69,10 @@ def require_one_seed(agent_name: str, lead: Axes) -> None:
         raise ValueError(f"'{agent_name}' cannot train its seeds as a population; train them in processes")
 
 
-def of_seed(state: Any, seed: int, lead: Axes) -> Any:
+def of_seed(state: Any, seed: int | slice, lead: Axes) -> Any:
     """One seed's part of a nested state: views of its tensors, in the shapes that it would have alone.
+
+    seed: its number, or its place along the first axis.
 
     A 0-d tensor of a population, such as a count of steps, is common to all seeds.
     """

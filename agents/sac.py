@@ -173,7 +173,7 @@ class Agent:
         )
         self.target_entropy = config.target_entropy_per_action * self.action_size
         self.actor_optimizer = make.optimizer(self.actor, config.learning_rate)
-        self.critic_optimizer = make.optimizer(self.critics, config.learning_rate)
+        self.critic_optimizer = make.optimizer(self.critics, config.learning_rate, target=self.target_critics)
         self.temperature_optimizer = make.scheduled(Adam([self.log_temperature], config.learning_rate))
         self.replay = Replay(
             config.replay_capacity,

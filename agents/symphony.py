@@ -324,7 +324,9 @@ class Agent:
             "bias_correction": False,
         }
         self.actor_optimizer = make.optimizer(self.actor, config.learning_rate, **optimizer)
-        self.critic_optimizer = make.optimizer(self.critics, config.learning_rate, **optimizer)
+        self.critic_optimizer = make.optimizer(
+            self.critics, config.learning_rate, target=self.target_critics, **optimizer
+        )
         self.value_average = torch.zeros(self.lead, device=device)  # Q̄
         self.weights: Tensor | Literal["mean", "min"] = (
             node_weights(Critics.count * config.nodes).to(device)

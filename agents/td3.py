@@ -133,8 +133,8 @@ class Agent:
         self.target_actor, self.target_critics = copy.deepcopy(self.actor), copy.deepcopy(self.critics)
         self.online_parameters: list[Tensor] = [*self.actor.parameters(), *self.critics.parameters()]
         self.target_parameters: list[Tensor] = [*self.target_actor.parameters(), *self.target_critics.parameters()]
-        self.actor_optimizer = make.optimizer(self.actor, config.learning_rate)
-        self.critic_optimizer = make.optimizer(self.critics, config.learning_rate)
+        self.actor_optimizer = make.optimizer(self.actor, config.learning_rate, target=self.target_actor)
+        self.critic_optimizer = make.optimizer(self.critics, config.learning_rate, target=self.target_critics)
         self.replay = Replay(
             config.replay_capacity,
             num_envs,

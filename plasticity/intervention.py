@@ -22,6 +22,8 @@ class Learner:
     """A network in training, as interventions see it.
 
     members: K if every parameter has a leading axis of K members (`networks.stacked`), None for an ordinary network.
+    twins: so many of them make one network that `fresh` draws, side by side in layers of one's own; nearly always 1.
+    leading: by parameter name, how many axes stand for members, where it is not the one of a population.
     optimizer: a `torch.optim.Optimizer`, or `plasticity.adam.Adam`; both own one state for each parameter.
     generators: one for each member (one for an ordinary network), for the draws of interventions and nothing else.
     fresh: draws a newly initialised ordinary network from a generator, with the law that drew the first one.
@@ -38,11 +40,26 @@ class Learner:
     fresh: Callable[[torch.Generator], nn.Module]
     steps: int = 0
     copies: list[Mapping[str, Tensor]] = field(default_factory=list)
+    twins: int = 1
+    leading: Mapping[str, int] = field(default_factory=dict)
 
     def parameter(self, name: str) -> Tensor:
-        """A parameter without gradient, [K, *shape]; K is 1 for an ordinary network. Shares memory: write in place."""
-        tensor = self.network.get_parameter(name).detach()
-        return tensor if self.members is not None else tensor.unsqueeze(0)
+        """A parameter without gradient, [K, *shape]; K is 1 for an ordinary network. Shares memory: write in place.
+
+        Weights are [K, out, in, ...], however their layer keeps them.
+        """
+        return self.by_member(name, self.network.get_parameter(name).detach())
+
+    def by_member(self, name: str, tensor: Tensor, leading: int | None = None) -> Tensor:
+        """A tensor of a parameter's shape, such as its gradient, in the axes of `parameter`. Shares memory.
+
+        leading: how many axes stand for members in this tensor, if not as in the parameter.
+        """
+        if leading is None:
+            leading = self.leading.get(name, 0 if self.members is None else 1)
+        if leading != 1:
+            tensor = tensor.flatten(0, leading - 1) if leading else tensor.unsqueeze(0)
+        return tensor.mT if name in self.structure.transposed else tensor
 
 
 @dataclass(frozen=True)
@@ -63,14 +80,23 @@ class Intervention:
 
     uses_boundaries: it must be told when the task changes, which most problems hide from the learner.
     needs_activations: `after_step` reads `batch.activations`.
+    needs_inputs: it runs the network on `batch.inputs`, so the network must be a function of one tensor.
+    sees_members: it reads parameters as `Learner.parameter` gives them. NaP keeps account of axes itself.
     scales_steps: `scale_step` is to be asked; the optimiser must then be one of `plasticity.optimisers`.
     stage: of several interventions, `after_step` is called in the order of `by_stage`.
     """
 
     uses_boundaries = False
     needs_activations = False
+    needs_inputs = False
     scales_steps = False
     stage: Stage = "reset"
+
+    @property
+    def sees_members(self) -> bool:
+        """Whether it acts on parameters at all, and through `Learner.parameter`."""
+        moments = ("begin", "penalty", "after_step", "at_boundary")
+        return any(getattr(type(self), moment) is not getattr(Intervention, moment) for moment in moments)
 
     def build(self, network: nn.Module) -> nn.Module:
         """The network to train instead of `network`, one member, before weights are drawn. Raises ValueError if it
@@ -92,8 +118,8 @@ class Intervention:
         return type(self).penalty is not Intervention.penalty
 
     def penalty(self, learner: Learner, parameters: Mapping[str, Tensor]) -> Tensor | None:
-        """What to add to each member's loss, [K] ([1] for an ordinary network), as a function of `parameters`
-        ([K, *shape] by name, with gradient); None: nothing."""
+        """What to add to each member's loss, [K] ([1] for an ordinary network), as a function of `parameters` (by name,
+        in the axes of `Learner.parameter`, with gradient); None: nothing."""
         return None
 
     def scale_step(self, learner: Learner, batch: Batch, proposal: Mapping[str, Tensor]) -> Tensor:

@@ -89,6 +89,10 @@ class NaP(Intervention):
         self.previous: list[Tensor] = []
         self._growth: list[Tensor] = []
 
+    @property
+    def sees_members(self) -> bool:
+        return False
+
     def build(self, network: nn.Module) -> nn.Module:
         if not self.normalise:
             return network

@@ -30,6 +30,8 @@ class Churn(Intervention):
     lag: int = 1
     """updates between θ' and θ"""
 
+    needs_inputs = True
+
     def __post_init__(self) -> None:
         at_least("strength of churn", self.strength, 0)
         at_least("lag of churn", self.lag, 1)

@@ -48,9 +48,9 @@ class HareTortoise(Intervention):
 
     @staticmethod
     def _fast(learner: Learner) -> dict[str, Tensor]:
-        network = learner.network
-        tensors = {name: p.detach() for name, p in (*network.named_parameters(), *network.named_buffers())}
-        return tensors if learner.members is not None else {name: t.unsqueeze(0) for name, t in tensors.items()}
+        weights = {name: learner.parameter(name) for name, _ in learner.network.named_parameters()}
+        buffers = learner.network.named_buffers()
+        return weights | {name: t if learner.members is not None else t.unsqueeze(0) for name, t in buffers}
 
     def state_dict(self) -> dict[str, Any]:
         return {"slow": self.slow}

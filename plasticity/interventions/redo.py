@@ -51,7 +51,8 @@ class ReDo(Intervention):
     @torch.no_grad()
     def after_step(self, learner: Learner, batch: Batch) -> None:
         remaining = -learner.steps % self.every
-        if remaining >= -(-self.samples // batch.inputs.shape[1]):
+        batch_size = batch.activations[self.layers[0].name].shape[1]
+        if remaining >= -(-self.samples // batch_size):
             return
         for layer in self.layers:
             self.activity[layer.name] += mean_magnitude(batch.activations[layer.name], layer)

@@ -16,7 +16,13 @@ import torch
 
 from plasticity.intervention import Batch, Intervention, Learner
 from plasticity.interventions.scope import bias_of
-from plasticity.networks.redraw import clear_moments, clear_step_counts, redraw_tensors
+from plasticity.networks.redraw import (
+    clear_moments,
+    clear_step_counts,
+    fresh_networks,
+    parameters_of,
+    redraw_tensors,
+)
 from plasticity.optimisers.proposing import at_least
 
 
@@ -56,14 +62,14 @@ class Reset(Intervention):
 
     @torch.no_grad()
     def _reset(self, learner: Learner) -> None:
-        networks = [learner.fresh(generator) for generator in learner.generators]
-        fresh = [dict(network.named_parameters()) for network in networks]
-        redraw_tensors(learner, {name: torch.stack([own[name].detach() for own in fresh]) for name in self.names})
+        networks = fresh_networks(learner)
+        fresh = parameters_of(learner, networks)
+        redraw_tensors(learner, {name: fresh[name] for name in self.names})
         if self.part == "all":
             buffers = [dict(network.named_buffers()) for network in networks]
             for name, buffer in learner.network.named_buffers():
-                stacked = torch.stack([own[name] for own in buffers])
-                buffer.copy_(stacked if learner.members is not None else stacked[0])
+                one = buffers[0][name]
+                buffer.copy_(one if buffer.dim() == one.dim() else torch.stack([own[name] for own in buffers]))
 
 
 @dataclass

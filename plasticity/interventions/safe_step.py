@@ -109,6 +109,7 @@ class SafeStep(Intervention):
     warned: bool = field(default=False, init=False, repr=False)
 
     scales_steps = True
+    needs_inputs = True
 
     def __post_init__(self):
         if not self.r_target > 0:

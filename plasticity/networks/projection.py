@@ -118,7 +118,7 @@ def plan(
     alone = [layer.weights for layer in structure.hidden] + [(name,) for name in structure.inner]
     found += [(names, (), False) for names in dict.fromkeys(alone) if not taken & set(names)]
     biases = {group.weights: group.biases for group in structure.normalised} if joint_biases else {}
-    leading = _Leading(network, members)
+    leading = tracing.leading_axes(network, members)
     groups, frozen = [], []
     for names, normalisers, exact in found:
         tensors = names + biases.get(names, ())
@@ -126,13 +126,13 @@ def plan(
         if not parameters[tensors[0]].requires_grad:
             frozen += tensors
             continue
-        axes = leading.of(names[0], parameters[names[0]])
+        axes = leading[names[0]]
         radius = torch.stack([_norm(parameters[name].detach(), axes).square() for name in tensors]).sum(0).sqrt()
         groups.append(Group(tensors, radius, axes, exact, normalisers))
     _check_radii(groups)
     gains = tuple(
         dict.fromkeys(
-            Gain(layer.gain, layer.offset, layer.nonlinearity, leading.of(layer.gain, parameters[layer.gain]))
+            Gain(layer.gain, layer.offset, layer.nonlinearity, leading[layer.gain])
             for layer in structure.hidden
             if layer.gain is not None
         )
@@ -197,19 +197,6 @@ def _check_radii(groups: Sequence[Group]) -> None:
     for group, radius in zip(groups, smallest, strict=True):
         if not 0 < radius < math.inf:
             raise ValueError(f"the norm of '{group.tensors[0]}' is {radius:g}: NaP cannot hold it")
-
-
-class _Leading:
-    """How many axes of members stand in front of a parameter: those beyond what its layer has."""
-
-    def __init__(self, network: nn.Module, members: int | None):
-        self.modules = dict(tracing.opened(network).named_modules())
-        self.default = 0 if members is None else 1
-
-    def of(self, name: str, parameter: Tensor) -> int:
-        owner, _, last = name.rpartition(".")
-        own = tracing.own_axes(self.modules[owner], last)
-        return self.default if own is None else parameter.dim() - own
 
 
 def _norm(tensor: Tensor, leading: int) -> Tensor:

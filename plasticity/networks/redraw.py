@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from plasticity.adam import Adam
@@ -23,9 +23,24 @@ REFERENCES = ("reference",)
 
 
 def fresh_parameters(learner: Learner) -> dict[str, Tensor]:
-    """The parameters of newly initialised networks, one a member from its own generator: [K, *shape] by name."""
-    networks = [dict(learner.fresh(generator).named_parameters()) for generator in learner.generators]
-    return {name: torch.stack([network[name].detach() for network in networks]) for name in networks[0]}
+    """The parameters of newly initialised networks, each from its own generator, in the axes of `Learner.parameter`."""
+    return parameters_of(learner, fresh_networks(learner))
+
+
+def fresh_networks(learner: Learner) -> list[nn.Module]:
+    """Newly initialised networks, one for each member (for its `twins` together) from its own generator."""
+    return [learner.fresh(generator) for generator in learner.generators[:: learner.twins]]
+
+
+def parameters_of(learner: Learner, networks: Sequence[nn.Module]) -> dict[str, Tensor]:
+    """The parameters of networks that `learner.fresh` has drawn, in the axes of `Learner.parameter`."""
+    found: dict[str, list[Tensor]] = {}
+    axes = {name: learner.parameter(name).dim() for name, _ in networks[0].named_parameters()}
+    for network in networks:
+        for name, p in network.named_parameters():
+            own = p.dim() - (axes[name] - 1)  # axes of members: none but for twins
+            found.setdefault(name, []).append(learner.by_member(name, p.detach(), own))
+    return {name: torch.cat(parts) for name, parts in found.items()}
 
 
 def redrawable(learner: Learner, intervention: str) -> tuple[Hidden, ...]:
@@ -119,8 +134,11 @@ def _write(learner: Learner, name: str, axis: int, places: Tensor, values: Tenso
         _put(tensor, axis, places, values)
     parameter, size = learner.network.get_parameter(name), learner.parameter(name).shape[axis]
     for state, is_reference in _state(learner.optimizer, parameter):
-        has_members = learner.members is not None or state.dim() > parameter.dim()
-        tensor = state if has_members else state.unsqueeze(0)
+        if state.shape == parameter.shape:
+            tensor = learner.by_member(name, state)
+        else:
+            has_members = learner.members is not None or state.dim() > parameter.dim()
+            tensor = state if has_members else state.unsqueeze(0)
         if tensor.dim() > axis and tensor.shape[axis] == size:
             _put(tensor, axis, places, values if is_reference else 0.0)
 

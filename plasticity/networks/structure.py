@@ -6,12 +6,14 @@ Names are those of `named_parameters()` and `named_modules()`, the same for one 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from plasticity.networks import dataflow, rewriting
 
@@ -161,6 +163,22 @@ def activations(network: nn.Module, structure: Structure) -> Iterator[dict[str, 
 
     Raises ValueError if a nonlinearity is no module of its own: see `explicit_nonlinearities`.
     """
+    seen: dict[str, Tensor] = {}
+    handles = watch(network, structure, seen)
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def watch(
+    network: nn.Module, structure: Structure, seen: dict[str, Tensor], only_with_gradients: bool = False
+) -> list[RemovableHandle]:
+    """As `activations`, into `seen`, until the handles are removed.
+
+    only_with_gradients: not in forward passes under `torch.no_grad`.
+    """
     modules = dict(network.named_modules())
     missing = [layer.name for layer in structure.hidden if layer.name not in modules]
     if missing:
@@ -168,20 +186,15 @@ def activations(network: nn.Module, structure: Structure) -> Iterator[dict[str, 
             f"the nonlinearity '{missing[0]}' is no module of its own, so its output cannot be watched; "
             "pass the network through explicit_nonlinearities first"
         )
-    seen: dict[str, Tensor] = {}
 
-    def watch(name: str) -> Any:
+    def keeper(name: str) -> Callable[..., None]:
         def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            seen[name] = output.detach()
+            if torch.is_grad_enabled() or not only_with_gradients:
+                seen[name] = output.detach()
 
-        return modules[name].register_forward_hook(keep)
+        return keep
 
-    handles = [watch(layer.name) for layer in structure.hidden]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
+    return [modules[layer.name].register_forward_hook(keeper(layer.name)) for layer in structure.hidden]
 
 
 def explicit_nonlinearities(network: nn.Module) -> nn.Module:

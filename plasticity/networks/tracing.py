@@ -116,7 +116,21 @@ def own_axes(layer: nn.Module, name: str) -> int | None:
     if isinstance(layer, nn.MultiheadAttention):
         return 2 if name.endswith("weight") else 1
     axes = next((axes for kind, axes in _AXES.items() if isinstance(layer, kind)), getattr(layer, "own_axes", None))
-    return 1 if axes is not None and name == "bias" else axes
+    return 1 if axes is not None and name.endswith("bias") else axes
+
+
+def leading_axes(network: nn.Module, members: int | None = None) -> dict[str, int]:
+    """How many axes of members stand in front of each parameter, by name: those beyond what its layer has.
+
+    Where the layer does not tell: one in a population, none (members None) of an ordinary network.
+    """
+    modules = dict(opened(network).named_modules())
+    found = {}
+    for name, parameter in network.named_parameters():
+        owner, _, last = name.rpartition(".")
+        own = own_axes(modules[owner], last)
+        found[name] = (0 if members is None else 1) if own is None else parameter.dim() - own
+    return found
 
 
 def is_linear(module: nn.Module) -> bool:

@@ -160,14 +160,6 @@ def test_penalties_reach_the_loss():
     assert sizes[1] < 0.7 * sizes[0]
 
 
-def test_what_agents_do_not_offer_is_refused():
-    class Watcher(Intervention):
-        needs_activations = True
-
-    with pytest.raises(ValueError, match="Watcher sees the activations, which agents do not offer"):
-        build("td3", Plasticity(lambda: [Watcher()]))
-
-
 def test_images():
     agent = build("dqn", Plasticity(lambda: [NaP()]), FRAMES, replay_capacity=60)
     world = torch.Generator().manual_seed(0)
