@@ -145,8 +145,8 @@ def _main_curves(report: Report) -> Iterator[str]:
         if without:
             whose = ", ".join(without) if len(without) < len(report.runs) else "any run"
             told = f'<p class="note">There is no <code>{metric}</code> of {escape(whose)}.</p>'
-        panels = {place: report.lines(metric, place) for place in report.places}
-        drawn = _curves(report, metric, heading, panels) if any(panels.values()) else ""
+        panels = {place: lines for place in report.places if (lines := report.lines(metric, place))}
+        drawn = _curves(report, metric, heading, panels) if panels else ""
         yield section(heading, told, drawn)
 
 
@@ -157,7 +157,7 @@ def _title_of(metric: str) -> str:
 
 def _curves(report: Report, metric: str, heading: str, panels: dict[str, list[figures.Line]]) -> str:
     """One place: a large panel, drawn once for wide and once for narrow screens. Several: one small panel each."""
-    if len(panels) > 1:
+    if len(report.places) > 1:
         return _grid(report, {place: (metric, lines) for place, lines in panels.items()}, heading)
     (lines,) = panels.values()
     label = "return" if metric in RETURNS else metric.rpartition("/")[2].replace("_", " ")
@@ -198,7 +198,8 @@ def _comparison(report: Report) -> str:
     rows, sentences, pairs = [], [], 0
     for place in report.places:
         runs = [run for run in report.runs if run.place == place]
-        if len(runs) < 2 or pairs + len(runs) * (len(runs) - 1) // 2 > _MOST_PAIRS:
+        measured = any(metric in run.metrics for run in runs)
+        if len(runs) < 2 or not measured or pairs + len(runs) * (len(runs) - 1) // 2 > _MOST_PAIRS:
             continue
         try:
             verdicts = compare_read_runs(runs, metric).verdicts

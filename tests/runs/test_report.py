@@ -554,6 +554,19 @@ def test_the_picture_of_several_environments_has_room_for_its_titles(tmp_path: P
         assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
 
 
+def test_a_place_that_knows_nothing_of_the_main_metric_gets_no_empty_panel(tmp_path: Path):
+    """Returns of an agent and accuracies of interventions on one page."""
+    rows = [Row(step, "plasticity/online_accuracy", 0.5, seed) for seed in range(3) for step in (10, 20)]
+    own = {"command": "plasticity-arm", "problem": "label-shuffle", "seeds": [0, 1, 2]}
+    runs = [write_run(tmp_path / "td3"), write_run(tmp_path / "sac", {**CONFIG, "agent": "sac"})]
+    runs += [write_run(tmp_path / name, {**own, "intervention": name}, rows) for name in ("nap", "redo")]
+    report = render_page(read_report(runs))
+    assert "no curve recorded" not in report
+    assert "has no metric" not in report
+    assert "There is no <code>eval/return</code> of nap, redo." in report
+    assert "sac – td3" in report or "td3 – sac" in report
+
+
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium here")
 def test_the_accuracy_matrix_keeps_its_labels_on_one_line_at_phone_width(tmp_path: Path):
     """As a browser lays it out: every cell of ten tasks is one line high, and the table scrolls instead."""
