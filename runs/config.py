@@ -41,6 +41,8 @@ class RunConfig:
     tensorboard: bool
     histograms: bool = False
     """of the weights at every evaluation, in TensorBoard alone"""
+    film: bool = False
+    """of one episode when the run is done"""
     preset: str | None
     agent_config: Any
     interventions: str = "none"

@@ -77,6 +77,8 @@ class TrainOptions:
     """also write TensorBoard event files"""
     histograms: bool = False
     """also show the weights of every network there, as a histogram at each evaluation"""
+    film: bool = False
+    """film one episode of the first seed at the end, for report and TensorBoard"""
     out: Path = Path("results")
     """folder of all runs"""
     name: str | None = None

@@ -23,7 +23,14 @@ from runs.errors import UsageError
 from runs.folders import describe_machine, new_run_folder
 from runs.keeping import advice
 from runs.lock import RunLock
-from runs.options import TrainOptions, environment_settings, given_value, help_page, parse_with_agent
+from runs.options import (
+    TrainOptions,
+    WatchOptions,
+    environment_settings,
+    given_value,
+    help_page,
+    parse_with_agent,
+)
 from runs.randomness import spawn_streams
 from runs.record import State, read_table
 from runs.session import SeedFailed, run_session
@@ -64,8 +71,24 @@ def conclude(folder: Path, session: Callable[[], State], quiet: bool, as_json: b
             return 1
         print(f"next: neoteny resume {folder}", file=sys.stderr)
         return 3 if has_checkpoint else 1
+    if state == "done" and RunConfig.load(folder).film:
+        _film(folder, quiet)
     print_summary(folder, state, quiet, as_json)
     return 0 if state == "done" else 3
+
+
+def _film(folder: Path, quiet: bool) -> None:
+    """What `neoteny watch` does; the run is done, whether there is a film or not."""
+    from runs.play import film_run
+
+    how = WatchOptions(run=folder)
+    try:
+        path, _, _ = film_run(folder, how.seed, how.episode_seed, how.out, how.max_steps, how.size, how.fps)
+    except UsageError as error:
+        print(f"neoteny: no film: {error}", file=sys.stderr)
+        return
+    if not quiet:
+        print(f"film: {path}", file=sys.stderr)
 
 
 def prepare(agent: str, arguments: Sequence[str]) -> tuple[RunConfig, TrainOptions]:
@@ -94,6 +117,9 @@ def prepare(agent: str, arguments: Sequence[str]) -> tuple[RunConfig, TrainOptio
         options, agent_config = parse_with_agent(TrainOptions, preset_config(agent, preset), arguments, prog, EXAMPLE)
         config = _run_config(agent, agent_config, preset, options, env_settings, runner)
         _try_to_build(config, runner)
+        if config.film:
+            runner.reset()
+            runner.render(0, 64, 64)  # so that what is missing for pictures is found now
     finally:
         runner.close()
     return config, options
@@ -133,6 +159,7 @@ def _run_config(
         bf16=options.bf16,
         tensorboard=options.tensorboard,
         histograms=options.histograms,
+        film=options.film,
         preset=preset,
         agent_config=agent_config,
         interventions=options.with_,

@@ -13,6 +13,8 @@ import numpy as np
 from runs.files import replacing
 from runs.record import TENSORBOARD
 
+FILM = "film"  # in TensorBoard
+
 if TYPE_CHECKING:
     from av.container import OutputContainer
     from av.video.stream import VideoStream
@@ -51,7 +53,9 @@ def write_mp4(path: Path | str, frames: Iterable[np.ndarray], fps: float) -> int
 def show_in_tensorboard(run: Path, seed: int, step: int, video: Path) -> None:
     """Add a film to the images of a run's TensorBoard, as a GIF of at most 60 pictures, 160 pixels wide.
 
-    Nothing for a run without event files. `SummaryWriter.add_video` would need moviepy, which forces an old Pillow.
+    Nothing for a run without event files. The film has a folder of its own below the seed's: TensorBoard follows the
+    newest event file of a folder only, and the run may still write into that of its numbers.
+    `SummaryWriter.add_video` would need moviepy, which forces an old Pillow.
     """
     folder = run / TENSORBOARD / f"seed_{seed}"
     if not folder.is_dir():
@@ -61,8 +65,8 @@ def show_in_tensorboard(run: Path, seed: int, step: int, video: Path) -> None:
 
     gif, (width, height) = _gif(video, most=60, widest=160)
     image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif)
-    with SummaryWriter(str(folder)) as writer:
-        writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag="film", image=image)]), step)
+    with SummaryWriter(str(folder / FILM)) as writer:
+        writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=FILM, image=image)]), step)
 
 
 def _gif(video: Path, most: int, widest: int) -> tuple[bytes, tuple[int, int]]:

@@ -8,6 +8,9 @@ import av
 import numpy as np
 import pytest
 
+from envs.classic_control import ClassicControl
+from envs.graphics import OpenGLMissing
+from runs.cli import main
 from runs.video import show_in_tensorboard, write_mp4
 
 
@@ -96,7 +99,7 @@ def test_a_film_is_among_the_images_of_tensorboard(tmp_path: Path):
     folder = tmp_path / "tensorboard" / "seed_3"
     folder.mkdir(parents=True)
     show_in_tensorboard(tmp_path, 3, 5000, tmp_path / "a.mp4")
-    events = EventAccumulator(str(folder))
+    events = EventAccumulator(str(folder / "film"))
     events.Reload()
     (found,) = events.Images("film")
     assert (found.step, found.width, found.height) == (5000, 160, 120)
@@ -108,6 +111,32 @@ def test_a_film_is_among_the_images_of_tensorboard(tmp_path: Path):
             gif.seek(index)
             length += gif.info["duration"]
     assert length == pytest.approx(4000)
+
+
+def test_training_with_film_ends_with_one_in_the_folder_and_in_tensorboard(tmp_path: Path, capsys):
+    """Of the first seed, at the last step; the numbers of the run stay readable beside it."""
+    from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
+
+    train = ["train", "td3", "--env", "gym/Pendulum-v1", "--steps", "40", "--hidden", "8", "--warmup-steps", "10"]
+    train += ["--batch-size", "4", "--eval-episodes", "1", "--seeds", "1", "--seed", "2", "--film"]
+    assert main([*train, "--out", str(tmp_path), "--name", "run"]) == 0
+    film = tmp_path / "run" / "videos" / "step_40_seed_2.mp4"
+    assert f"film: {film}" in capsys.readouterr().err
+    assert len(decode(film)) == 200
+    told = EventMultiplexer().AddRunsFromDirectory(str(tmp_path / "run" / "tensorboard"))
+    told.Reload()
+    assert [image.step for image in told.Images("seed_2/film", "film")] == [40]
+    assert [scalar.step for scalar in told.Scalars("seed_2", "eval/return")][-1] == 40
+
+
+def test_a_run_that_cannot_be_filmed_is_refused_before_it_begins(tmp_path: Path, monkeypatch, capsys):
+    def blind(self, index, height, width):
+        raise OpenGLMissing("no pictures here: install libegl1")
+
+    monkeypatch.setattr(ClassicControl, "render", blind)
+    assert main(["train", "td3", "--env", "gym/Pendulum-v1", "--film", "--out", str(tmp_path / "new")]) == 2
+    assert capsys.readouterr().err == "neoteny: no pictures here: install libegl1\n"
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_run_without_event_files_gets_none(tmp_path: Path):
