@@ -195,12 +195,19 @@ def require_flat(agent_name: str, spec: ObservationSpec) -> int:
 
 
 _AT_LEAST_ONE = {"batch_size", "replay_capacity", "policy_delay", "n_step", "update_every", "updates_per_round"}
-_AT_LEAST_ONE |= {"target_update_every", "epsilon_decay_steps", "updates_per_step", "nodes", "episode_limit"}
+_AT_LEAST_ONE |= {
+    "target_update_every",
+    "epsilon_decay_steps",
+    "updates_per_step",
+    "nodes",
+    "episode_limit",
+    "feature_heads",
+}
 _POSITIVE = {"learning_rate", "adam_epsilon", "initial_temperature", "max_gradient_norm", "noise_std"}
 _FRACTION = {"discount", "target_rate", "epsilon_start", "epsilon_end", "epsilon_evaluation"}
 _FRACTION |= {"advantage_rate", "first_moment_rate", "second_moment_rate"}
 _NOT_NEGATIVE = {"warmup_steps", "exploration_noise", "target_noise", "target_noise_clip"}
-_NOT_NEGATIVE |= {"weight_decay", "fall_window", "terminal_lives"}
+_NOT_NEGATIVE |= {"representation_weight", "weight_decay", "fall_window", "terminal_lives"}
 
 
 def check_config(config: Any) -> None:

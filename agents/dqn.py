@@ -37,6 +37,7 @@ from agents.networks import Liftable, NatureCNN, mlp
 from agents.plastic import Plasticity
 from agents.population import common_lead
 from agents.replay import Batch, Replay
+from agents.representation import Kind, penalty
 from envs.runner import ActionSpec, ObservationSpec, Step
 
 
@@ -77,6 +78,10 @@ class Config:
     """layers of the network for vector observations"""
     layer_norm: bool = False
     """LayerNorm before every ReLU (ours)"""
+    representation: Kind = "none"
+    """penalty on the features; BEER's takes the head of the action taken, an approximation"""
+    representation_weight: float = 1e-3
+    """of that penalty; BEER's β"""
 
     def __post_init__(self) -> None:
         check_config(self)
@@ -96,6 +101,14 @@ class QNetwork(Liftable):
     def forward(self, obs: Tensor) -> Tensor:
         return self.net(obs)
 
+    def features(self, obs: Tensor) -> Tensor:
+        """What the head reads, [*S, B, D]."""
+        return self.net[:-1](obs)
+
+    def head_norm(self, action: Tensor) -> Tensor:
+        """Norm of the head's weight for each action [*S, B], without gradient, [*S, B]."""
+        return torch.linalg.vector_norm(self.net[-1].weight.detach(), dim=-1).gather(-1, action)
+
 
 @torch.no_grad()
 def td_target(target_net: QNetwork, batch: Batch) -> Tensor:
@@ -110,6 +123,15 @@ def td_loss(net: QNetwork, batch: Batch, target: Tensor, huber: bool) -> tuple[T
     error = F.smooth_l1_loss if huber else F.mse_loss
     loss = error(value, target, reduction="none").mean(-1)
     return loss, {"loss/critic": loss.detach(), "value/mean": value.detach().mean(-1)}
+
+
+def representation_penalty(kind: Kind, net: QNetwork, target_net: QNetwork, batch: Batch) -> tuple[Tensor, Metrics]:
+    """On the features of states, [*S], and metrics. The theorem wants one head for both sides; this takes w_a of a."""
+    with torch.no_grad():
+        target_next = target_net.features(batch.next_obs)
+    consecutive = net.features(batch.obs), target_next, net.features(batch.next_obs)
+    features = (x.unsqueeze(-3) for x in consecutive)
+    return penalty(kind, *features, net.head_norm(batch.action).unsqueeze(-2), batch.reward, batch.discount)
 
 
 class Agent:
@@ -154,6 +176,7 @@ class Agent:
         self.pending: tuple[Tensor, Tensor] | None = None  # obs and action that wait for their outcome
         self.td_target = compiled_if(compiled, td_target)
         self.td_loss = compiled_if(compiled, td_loss)
+        self.penalty = compiled_if(compiled, representation_penalty)
 
     @property
     def epsilon(self) -> float:
@@ -195,6 +218,9 @@ class Agent:
         batch = self.replay.sample(config.batch_size, config.discount, config.n_step)
         target = self.td_target(self.target_net, batch)
         loss, metrics = self.td_loss(self.net, batch, target, config.huber)
+        if config.representation != "none":
+            extra, more = self.penalty(config.representation, self.net, self.target_net, batch)
+            loss, metrics = loss + config.representation_weight * extra, metrics | more
         gradient_step(self.optimizer, loss, config.max_gradient_norm)
         self.updates += 1
         return metrics

@@ -115,17 +115,25 @@ class Critics(Liftable):
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         """obs [*S, B, O], action [*S, B, A] -> values [*S, K, B]."""
+        return self.head_values(self.features(obs, action))
+
+    def features(self, obs: Tensor, action: Tensor) -> Tensor:
+        """φ_k(s, a), what the head reads: [*S, K, B, D]."""
         x = torch.cat([obs, action], -1).unsqueeze(-3)
-        return self._values(x.expand(*x.shape[:-3], self.count, -1, -1))
+        return self._features(x.expand(*x.shape[:-3], self.count, -1, -1))
 
     def straight_forward(self, obs: Tensor, action: Tensor) -> Tensor:
         """The same without a look at shapes, for tracing."""
-        return self._values(torch.cat([obs, action], -1).expand(self.count, -1, -1))
+        return self.head_values(self._features(torch.cat([obs, action], -1).expand(self.count, -1, -1)))
 
-    def _values(self, x: Tensor) -> Tensor:
+    def _features(self, x: Tensor) -> Tensor:
         for layer, norm, act in zip(self.layers, self.norms, self.acts, strict=True):
             x = act(norm(layer(x)))
-        return torch.linalg.vecdot(x, self.head.weight.mT) + cast(Tensor, self.head.bias).squeeze(-1)
+        return x
+
+    def head_values(self, features: Tensor) -> Tensor:
+        """Values [*S, K, B] of features [*S, K, B, D]."""
+        return torch.linalg.vecdot(features, self.head.weight.mT) + cast(Tensor, self.head.bias).squeeze(-1)
 
     def first(self, obs: Tensor, action: Tensor) -> Tensor:
         """Only Q_1: obs [*S, B, O], action [*S, B, A] -> values [*S, B]."""

@@ -13,6 +13,7 @@ pytorch_sac do. One optimiser step of critics, actor and temperature each; α's 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -40,6 +41,7 @@ from agents.networks import Critics, Liftable, mlp
 from agents.plastic import Plasticity
 from agents.population import common_lead
 from agents.replay import Batch, Replay
+from agents.representation import Kind, critic_penalty
 from envs.runner import ActionSpec, ObservationSpec, Step
 from plasticity.adam import Adam
 
@@ -74,6 +76,10 @@ class Config:
     hidden: tuple[int, ...] = (256, 256)
     layer_norm: bool = False
     """LayerNorm before every ReLU of actor and critics (ours)"""
+    representation: Kind = "none"
+    """penalty on the critics' features"""
+    representation_weight: float = 1e-3
+    """of that penalty; BEER's β"""
 
     def __post_init__(self) -> None:
         check_config(self)
@@ -189,6 +195,7 @@ class Agent:
         self.td_target = compiled_if(compiled, td_target)
         self.critic_loss = compiled_if(compiled, critic_loss)
         self.actor_loss = compiled_if(compiled, actor_loss)
+        self.penalty = compiled_if(compiled, critic_penalty)
 
     @torch.no_grad()
     def act(self, obs: Tensor, explore: bool) -> Tensor:
@@ -222,6 +229,10 @@ class Agent:
         noise, next_noise = self.noise.normal(2, config.batch_size, self.action_size).unbind(-3)
         target = self.td_target(self.actor, self.target_critics, self.log_temperature, batch, next_noise)
         loss, metrics = self.critic_loss(self.critics, batch, target)
+        if config.representation != "none":
+            soft, *following = self._next(batch, next_noise)
+            extra, more = self.penalty(config.representation, self.critics, soft, *following)
+            loss, metrics = loss + config.representation_weight * extra, metrics | more
         gradient_step(self.critic_optimizer, loss)
         loss, more = self.actor_loss(self.actor, self.critics, self.log_temperature, batch, noise)
         gradient_step(self.actor_optimizer, loss)
@@ -230,6 +241,14 @@ class Agent:
         lerp_(self.target_parameters, self.critic_optimizer.parameters, config.target_rate)
         self.updates += 1
         return metrics | more | {"policy/temperature": self.log_temperature.detach().exp()}
+
+    @torch.no_grad()
+    def _next(self, batch: Batch, noise: Tensor) -> tuple[Batch, Tensor, Tensor]:
+        """The batch with the soft Bellman equation's reward, r - γ α log π(a'|s'), and a' with its target features."""
+        action, log_probability = self.actor.sample(batch.next_obs, noise)
+        bonus = batch.discount * ~batch.terminated * self.log_temperature[..., None].exp() * log_probability
+        soft = dataclasses.replace(batch, reward=batch.reward - bonus)
+        return soft, action, self.target_critics.features(batch.next_obs, action)
 
     def _parts(self) -> dict[str, Any]:
         return {

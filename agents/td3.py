@@ -38,6 +38,7 @@ from agents.networks import Critics, DeterministicActor
 from agents.plastic import Plasticity
 from agents.population import common_lead
 from agents.replay import Batch, Replay
+from agents.representation import Kind, critic_penalty
 from envs.runner import ActionSpec, ObservationSpec, Step
 
 
@@ -73,6 +74,10 @@ class Config:
     hidden: tuple[int, ...] = (256, 256)
     layer_norm: bool = False
     """LayerNorm before every ReLU of actor and critics (ours)"""
+    representation: Kind = "none"
+    """penalty on the critics' features"""
+    representation_weight: float = 1e-3
+    """of that penalty; BEER's β"""
 
     def __post_init__(self) -> None:
         check_config(self)
@@ -149,6 +154,7 @@ class Agent:
         self.td_target = compiled_if(compiled, td_target)
         self.critic_loss = compiled_if(compiled, critic_loss)
         self.actor_loss = compiled_if(compiled, actor_loss)
+        self.penalty = compiled_if(compiled, critic_penalty)
 
     @torch.no_grad()
     def act(self, obs: Tensor, explore: bool) -> Tensor:
@@ -182,6 +188,9 @@ class Agent:
         noise = self.noise.normal(config.batch_size, self.action_size) * config.target_noise
         target = self.td_target(self.target_actor, self.target_critics, batch, noise, config.target_noise_clip)
         loss, metrics = self.critic_loss(self.critics, batch, target)
+        if config.representation != "none":
+            extra, more = self.penalty(config.representation, self.critics, batch, *self._next(batch))
+            loss, metrics = loss + config.representation_weight * extra, metrics | more
         gradient_step(self.critic_optimizer, loss)
         self.updates += 1
         if self.updates % config.policy_delay == 0:
@@ -190,6 +199,12 @@ class Agent:
             lerp_(self.target_parameters, self.online_parameters, config.target_rate)
             metrics |= more
         return metrics
+
+    @torch.no_grad()
+    def _next(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The policy's actions at the next observations, and the target networks' features there, without noise."""
+        action = self.target_actor(batch.next_obs)
+        return self.actor(batch.next_obs), self.target_critics.features(batch.next_obs, action)
 
     def _parts(self) -> dict[str, Any]:
         return {

@@ -9,14 +9,20 @@ from typing import Any
 
 import torch
 
-from agents import ddpg, dqn, sac, symphony, td3
+from agents import beer, ddpg, dqn, sac, symphony, td3
 from envs import ObservationSpec
 from runs.errors import nearest
 
-AGENTS: dict[str, ModuleType] = {"ddpg": ddpg, "dqn": dqn, "sac": sac, "symphony": symphony, "td3": td3}
+AGENTS: dict[str, ModuleType] = {"beer": beer, "ddpg": ddpg, "dqn": dqn, "sac": sac, "symphony": symphony, "td3": td3}
 
 # What differs from the agent's defaults. "small" fits two cores and minutes.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "beer": {
+        "dmc": {"warmup_steps": 1_000, "n_step": 3, "exploration_noise": 0.3},
+        # Lyle et al. 2022, as far as remembered (specs/beer-and-online-rl.md, section 5).
+        "infer": {"representation": "infer", "representation_weight": 0.1},
+        "small": {"warmup_steps": 1_000, "replay_capacity": 100_000},
+    },
     "ddpg": {
         "dmc": {"warmup_steps": 1_000, "n_step": 3, "exploration_noise": 0.3},
         "small": {"warmup_steps": 1_000, "replay_capacity": 100_000},

@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 SMALL = {"warmup_steps": 8, "replay_capacity": 200, "batch_size": 16, "hidden": (16, 16)}
 ONE_UPDATE_A_STEP = {"dqn": {"update_every": 1}, "symphony": {"updates_per_step": 1, "nodes": 4}}
 # Agents whose options are those of TD3: n-step returns, LayerNorm, a replay apart from the warm-up.
-OPTIONED = ("ddpg", "dqn", "sac", "td3")
+OPTIONED = ("beer", "ddpg", "dqn", "sac", "td3")
 
 
 def stream(seed: int | Sequence[int] = 0, device: torch.device = CPU) -> RandomStream:

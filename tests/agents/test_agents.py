@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from agents import ddpg, dqn, sac, td3
+from agents import beer, ddpg, dqn, sac, td3
 from agents.agent import updates_due
 from envs import ObservationSpec, Step
 from runs.catalogue import AGENTS
@@ -29,7 +29,7 @@ from tests.agents.fakes import (
     streams,
 )
 
-CONTINUOUS = {"ddpg": ddpg, "sac": sac, "td3": td3}
+CONTINUOUS = {"beer": beer, "ddpg": ddpg, "sac": sac, "td3": td3}
 
 
 def build(name: str, observation_spec=VECTOR, num_envs=1, seed=0, device=CPU, compiled=False, **settings):
@@ -259,6 +259,16 @@ def test_update_runs_on_a_fake_gpu_without_mixing_devices_or_waiting_for_it(name
         assert {value.device.type for value in metrics.values()} == {"cuda"}
 
 
+def critic_loss(name: str, agent, batch):
+    """The loss of the agent's critics, and what it is called with."""
+    target = torch.zeros(16)
+    if name == "dqn":
+        return dqn.td_loss, (agent.net, batch, target, True)
+    if name == "beer":
+        return beer.critic_loss, (agent.critic, agent.others, batch, target, agent.config)
+    return AGENTS[name].critic_loss, (agent.critic if name == "ddpg" else agent.critics, batch, target)
+
+
 @pytest.mark.parametrize("name", OPTIONED)
 def test_losses_are_pure(name):
     """The same inputs twice give the same loss, and inputs are left as they were."""
@@ -267,12 +277,8 @@ def test_losses_are_pure(name):
     batch = agent.replay.sample(16, 0.99)
     kept = copy.deepcopy(batch)
     before = parameters(agent)
-    target = torch.zeros(16)
-    if name == "dqn":
-        losses = [dqn.td_loss(agent.net, batch, target, False)[0] for _ in range(2)]
-    else:
-        critics = agent.critic if name == "ddpg" else agent.critics
-        losses = [AGENTS[name].critic_loss(critics, batch, target)[0] for _ in range(2)]
+    loss, arguments = critic_loss(name, agent, batch)
+    losses = [loss(*arguments)[0] for _ in range(2)]
     assert torch.equal(losses[0], losses[1])
     for field in batch.__slots__:
         assert torch.equal(getattr(batch, field), getattr(kept, field))
@@ -381,12 +387,6 @@ def test_compiled_losses_equal_eager_ones():
         agent = build(name, spec)
         live(agent, 12)
         batch = agent.replay.sample(16, 0.99)
-        target = torch.zeros(16)
-        if name == "dqn":
-            arguments = (agent.net, batch, target, True)
-            loss = dqn.td_loss
-        else:
-            arguments = (agent.critic if name == "ddpg" else agent.critics, batch, target)
-            loss = AGENTS[name].critic_loss
+        loss, arguments = critic_loss(name, agent, batch)
         whole = torch.compile(loss, backend="aot_eager", fullgraph=True)
         torch.testing.assert_close(whole(*arguments)[0], loss(*arguments)[0])
