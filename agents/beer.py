@@ -65,9 +65,9 @@ class Config:
     form: Literal["cosine", "inner"] = "cosine"
     """of BEER's inequality"""
     matched: bool = False
-    """BEER's bound takes the target networks' features throughout, not the online ones' as the code does"""
+    """BEER's bound takes target features throughout, not online ones as the code does"""
     mask_terminal: bool = False
-    """BEER leaves out terminal transitions, which have no next features; the released code does not"""
+    """BEER leaves out terminal transitions; the released code does not"""
     feature_heads: int = 10
     """InFeR's extra heads"""
     feature_scale: float = 100.0
