@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from agents.fading import FadingReplay
-from agents.plastic import PlasticAdam
+from agents.plastic import PlasticAdam, Plasticity
 from agents.population import Axes, RandomStream, copy_state_, of_seed
 from agents.replay import Replay
 from envs.runner import ActionSpec, ContinuousActionSpec, DiscreteActionSpec, ObservationSpec, Step
@@ -46,6 +46,7 @@ class Agent(Protocol):
     An agent that is not calls `require_one_seed` first; its seeds are then trained in processes.
     """
 
+    plasticity: Plasticity  # `plasticity.at_boundary` is to be told where the task changes
     steps: int  # environment steps observed by each seed, summed over its environments
     updates: int  # gradient steps taken
 

@@ -76,6 +76,11 @@ class Switch:
     waits_for_episodes: bool = False
 
 
+def switches(runner: Runner) -> list[Switch] | None:
+    """Where a sequence, in the background or not, went from one task to the next so far; None for a single task."""
+    return getattr(getattr(runner, "runner", runner), "switches", None)
+
+
 def make_sequence(
     segments: Sequence[Segment | str],
     num_envs: int = 1,

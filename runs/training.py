@@ -16,6 +16,7 @@ from agents.agent import Agent, Metrics
 from agents.population import RandomStream
 from envs import Runner, Step
 from envs.overlap import InBackground
+from envs.sequence import switches
 from runs import checkpoint, compute
 from runs.catalogue import find_agent
 from runs.checkpoint import SeedPart
@@ -96,7 +97,8 @@ class Episodes:
 
 def build_agent(config: RunConfig, runner: Runner, device: torch.device, streams: Mapping[str, RandomStream]) -> Agent:
     """The agent of a run, freshly initialised from its seed's streams."""
-    return find_agent(config.agent).Agent(
+    plasticity = plasticity_of(config)
+    agent = find_agent(config.agent).Agent(
         runner.observation_spec,
         runner.action_spec,
         config.agent_config,
@@ -104,8 +106,14 @@ def build_agent(config: RunConfig, runner: Runner, device: torch.device, streams
         device=device,
         streams=streams,
         compiled=config.compiled,
-        plasticity=plasticity_of(config),
+        plasticity=plasticity,
     )
+    if plasticity.uses_boundaries and switches(runner) is None:
+        raise ValueError(
+            f"'{config.interventions}' acts where the task changes, and {config.env} is one task: give it steps of its "
+            "own, as in reset(every=20000) or injection(at=100000), or train on a sequence of tasks"
+        )
+    return agent
 
 
 def network_weights(agent: Agent) -> dict[str, np.ndarray]:
@@ -207,7 +215,8 @@ class SeedTraining:
                 self._save(f"step_{agent.steps}")
 
     def advance(self) -> None:
-        """One action in every environment, and the gradient steps it makes due."""
+        """One action in every environment, the gradient steps it makes due, and what a change of task makes due."""
+        tasks = len(switches(self.runner) or ())
         with compute.small_products(self.config.num_envs):
             action = self.agent.act(self.obs, explore=True)
         if self.config.overlap:
@@ -221,6 +230,8 @@ class SeedTraining:
             self._learn()
         self.episodes.add(step, self.agent.steps)
         self.obs = step.obs
+        if len(switches(self.runner) or ()) > tasks:
+            self.agent.plasticity.at_boundary()
 
     def _learn(self) -> None:
         with compute.bfloat16_products(self.device, self.config.bf16):
