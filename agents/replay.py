@@ -110,6 +110,14 @@ def fade(rank: Tensor) -> Tensor:
     return torch.tanh((math.pi * rank) ** math.e)
 
 
+def fading_quantiles() -> Tensor:
+    """Relative ranks below which lie 0, 1 / FADING_STEPS, 2 / FADING_STEPS ... 1 of the weight that `fade` gives."""
+    ranks = torch.linspace(0, 1, 4 * FADING_STEPS, dtype=torch.float64)
+    below = torch.cumulative_trapezoid(fade(ranks), ranks)
+    shares = torch.linspace(0, 1, FADING_STEPS + 1, dtype=torch.float64) * below[-1]
+    return ranks[1:][torch.searchsorted(below, shares).clamp_(max=len(below) - 1)]
+
+
 class Replay:
     """A ring of `capacity` slots shared out over `num_envs` environments, sampled over its transitions.
 
@@ -157,8 +165,7 @@ class Replay:
         self._false = ~self._true
         self._seed = torch.arange(math.prod(self.lead), device=device)[:, None]  # [S, 1]
         self._age = torch.arange(self.stack - 1, -1, -1, device=device)
-        weights = fade(torch.arange(FADING_STEPS, dtype=torch.float64) / FADING_STEPS).cumsum(0)
-        self._fading = (weights / weights[-1]).to(device) if fading else None
+        self._fading = fading_quantiles().to(device) if fading else None
 
     def add(self, obs: Tensor, action: Tensor, step: Step) -> None:
         """Store what `action` [*S, N, ...] taken at `obs` [*S, N, *obs_shape] led to."""
@@ -246,15 +253,14 @@ class Replay:
         assert self._fading is not None
         position = uniform * self.num_envs
         env = position.long()
-        # The quantile of the weights' distribution, a straight line within each step.
-        wanted = position - env
-        step = torch.searchsorted(self._fading, wanted, right=True)
-        below = self._fading[step - 1]
-        age = (step + (wanted - below) / (self._fading[step] - below)) / FADING_STEPS
+        share = (position - env) * FADING_STEPS
+        step = share.long()
+        below, above = (self._fading.index_select(0, at.flatten()).view(at.shape) for at in (step, step + 1))
+        relative_rank = torch.lerp(below, above, share - step)
         head = self.head.view(*self.lead, self.num_envs).gather(-1, env)
         filled = (head + 1).clamp(max=self.slots)
-        rank = (age * filled).long().clamp_(max=filled - 1)
-        return env, (head - filled + 1 + rank) % self.slots
+        rank = (relative_rank * filled).long()
+        return env, (head - filled + 1 + torch.minimum(rank, filled - 1)) % self.slots
 
     def _rows(self, tensor: Tensor) -> Tensor:
         """[*S, N, ...] -> [S N, ...]."""

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import envs
-from agents.replay import Replay
+from agents.replay import Replay, fading_quantiles
 from envs import ObservationSpec
 from tests.agents.fakes import BOX, BUTTONS, CPU, FRAMES, VECTOR, make_step, stream
 
@@ -121,6 +121,14 @@ def test_fading_samples_by_age_within_each_environment(steps):
         newest, oldest = own[len(own) // 2 :].sum(), own[: len(own) // 4].sum()
         assert (newest / own.sum()).item() == pytest.approx(0.6706, abs=0.012)
         assert (oldest / own.sum()).item() == pytest.approx(0.045, abs=0.006)
+
+
+def test_quantiles_of_fading():
+    """Mass of the newest fractions, specs/symphony.md, section 7.1."""
+    quantiles = fading_quantiles()
+    masses = {0.01: 0.0134, 0.05: 0.06702, 0.1: 0.13404, 0.25: 0.33511, 0.5: 0.67015, 0.75: 0.95486, 0.9: 0.99845}
+    for newest, mass in masses.items():
+        assert (quantiles >= 1 - newest).double().mean().item() == pytest.approx(mass, abs=3e-5)
 
 
 def test_fading_population_draws_what_its_seeds_draw():
