@@ -37,6 +37,7 @@ def known_ids() -> list[str]:
     return [*gymnasium_v5.TASKS, *dm_control.TASKS]
 
 
+_RUNNER_SETTINGS = ["obs", "row_seeds", "dtype", "staggered_starts"]  # of `make`, beside those of the task
 # What `envs.pixels` has beside the settings of the task.
 PIXEL_SETTINGS = ("image_size", "frame_stack", "camera", "render_profile", "action_repeat")
 
@@ -45,7 +46,9 @@ def make(env_id: str, num_envs: int, seed: int, device: torch.device, threads: i
     """Build N environments of one id. See `envs.make`.
 
     task_args: `row_seeds` (one integer a row, instead of those derived from `seed`), `dtype` (torch.float32, or
-    torch.float64 for exact comparisons; of observations, rewards and returns), and the fields of the task's class.
+    torch.float64 for exact comparisons; of observations, rewards and returns), `staggered_starts` (True: the clock of
+    row i's first episode begins i / N of the way, so that rows do not all end at once), and the fields of the task's
+    class.
     `obs` is "state" here; "pixels" is `envs.pixels.make`. Raises ValueError for a setting that the task does not have.
     """
     obs = task_args.pop("obs", "state")
@@ -60,7 +63,13 @@ def make(env_id: str, num_envs: int, seed: int, device: torch.device, threads: i
     seeds = row_seeds(seed, num_envs) if seeds is None else [int(s) for s in seeds]
     if len(seeds) != num_envs:
         raise ValueError(f"row_seeds needs {num_envs} integers, got {len(seeds)}")
-    return MujocoBatch(env_id, make_task(env_id, **task_args), seeds, torch.device(device), threads, dtype)
+    staggered = task_args.pop("staggered_starts", False)
+    if not isinstance(staggered, bool):
+        raise ValueError(f"staggered_starts must be True or False, got {staggered!r}")
+    task = make_task(env_id, **task_args)
+    if staggered and task.horizon is None:
+        raise ValueError(f"{env_id} without a time limit has no staggered_starts")
+    return MujocoBatch(env_id, task, seeds, torch.device(device), threads, dtype, staggered=staggered)
 
 
 def make_task(env_id: str, **settings: Any) -> Task:
@@ -72,7 +81,7 @@ def make_task(env_id: str, **settings: Any) -> Task:
     names = [field.name for field in dataclasses.fields(kind)]
     unknown = sorted(set(settings) - set(names))
     if unknown:
-        raise ValueError(f"{env_id} has no setting '{unknown[0]}'; it has obs, row_seeds, dtype, {', '.join(names)}")
+        raise ValueError(f"{env_id} has no setting '{unknown[0]}'; it has {', '.join(_RUNNER_SETTINGS + names)}")
     return kind(**{**preset, **settings})
 
 
@@ -98,6 +107,7 @@ class MujocoBatch:
         threads: int,
         dtype: torch.dtype,
         persistent: bool = False,
+        staggered: bool = False,
     ):
         model = task.model
         self.num_envs = num_envs = len(seeds)
@@ -120,7 +130,10 @@ class MujocoBatch:
         self._time = 0  # steps since this object was made or loaded
         self._started = np.zeros(num_envs, np.int64)  # `_time` at the start of each row's episode
         self._horizon = NEVER if task.horizon is None else task.horizon
+        self._ends = np.full(num_envs, self._horizon)  # `_time` at which each row's clock runs out
         self._next_truncation = self._horizon
+        # How much sooner it does in the first episodes.
+        self._head_starts = np.arange(num_envs) * self._horizon // num_envs if staggered else None
         self._sent = False
         self._ready = False
         self.diverged_episodes = 0
@@ -137,6 +150,7 @@ class MujocoBatch:
         self._action_shape = (num_envs, low.size)
         self.observation_spec = ObservationSpec((sum(sizes),), dtype)
         settings = {**dataclasses.asdict(cast(Any, task)), "dtype": str(dtype).removeprefix("torch.")}
+        settings |= {"staggered_starts": True} if staggered else {}
         versions = {name: version(name) for name in ("mujoco", task.package)}
         self.spec = RunnerSpec(env_id, "mujoco.batch", task.horizon, 1, settings, versions)
 
@@ -145,6 +159,9 @@ class MujocoBatch:
         self._check_open()
         self._sent = False
         self._begin(np.arange(self.num_envs, dtype=np.int32))
+        if self._head_starts is not None:
+            self._ends -= self._head_starts
+            self._next_truncation = int(self._ends.min())
         slot = self._claim_slot()
         slot.reward[...] = 0.0
         self._observe(slot, self._task.progress(np, self._physics))
@@ -233,7 +250,7 @@ class MujocoBatch:
 
     def _end_episodes(self, slot: _Slot, terminated: np.ndarray | None, diverged: np.ndarray | None) -> Step:
         lengths = self._time - self._started
-        np.greater_equal(lengths, self._horizon, out=slot.truncated)
+        np.greater_equal(self._time, self._ends, out=slot.truncated)
         slot.terminated[...] = False if terminated is None else terminated
         if diverged is not None:
             slot.terminated[diverged], slot.truncated[diverged] = False, True
@@ -278,8 +295,8 @@ class MujocoBatch:
         for row in rows.tolist():  # an index array takes ten times as long for one row
             self._returns[row] = 0.0
             self._started[row] = self._time
-        earliest = self._started[self._started.argmin()]  # min() takes five times as long for one row
-        self._next_truncation = int(earliest) + self._horizon
+            self._ends[row] = self._time + self._horizon
+        self._next_truncation = int(self._ends[self._ends.argmin()])  # min() takes five times as long for one row
 
     def _claim_slot(self) -> _Slot:
         """The buffers of two steps ago, which may be written again."""
@@ -335,6 +352,7 @@ class MujocoBatch:
             "progress": None if self._progress is None else torch.from_numpy(self._progress.copy()),
             "episode_return": torch.from_numpy(self._returns.copy()),
             "episode_length": torch.from_numpy(self._time - self._started),
+            "steps_left": torch.from_numpy(self._ends - self._time),
             "generators": [self._task.generator_state(generator) for generator in self._generators],
             "obs": torch.from_numpy(self._slots[self._slot].obs.copy()),
             "diverged_episodes": self.diverged_episodes,
@@ -363,7 +381,8 @@ class MujocoBatch:
         self._returns[...] = state["episode_return"].numpy()
         self._time = 0
         self._started[...] = -state["episode_length"].numpy()
-        self._next_truncation = int(self._started.min()) + self._horizon
+        self._ends[...] = state["steps_left"].numpy()
+        self._next_truncation = int(self._ends.min())
         for generator, saved_generator in zip(self._generators, state["generators"], strict=True):
             self._task.set_generator_state(generator, saved_generator)
         self._slots[self._slot].obs[...] = state["obs"].numpy()

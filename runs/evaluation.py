@@ -28,7 +28,8 @@ def evaluate(
     The environments are made anew, so an evaluation depends on the seed and the agent alone, and taking the first
     episode of each is fair to long ones. None if `stop` became true on the way.
     """
-    runner = envs.make(env_id, episodes, seed, device, **env_settings)
+    whole = {name: value for name, value in env_settings.items() if name != "staggered_starts"}  # which cuts them short
+    runner = envs.make(env_id, episodes, seed, device, **whole)
     try:
         obs = runner.reset()
         returns = torch.zeros(episodes, device=device)

@@ -1,5 +1,6 @@
 """What the MuJoCo runner promises beyond equality with the references."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -366,3 +367,40 @@ def test_without_opengl_render_says_so(monkeypatch):
     runner.reset()
     with pytest.raises(RuntimeError, match="OpenGL.*no EGL device"):
         runner.render()
+
+
+def test_staggered_rows_end_one_after_the_other():
+    """First episodes are cut short by the clock alone; all else is as without."""
+    settings = {"row_seeds": [0, 1, 2], "time_limit": 0.1}  # ten actions
+    runner = envs.make("dmc/cheetah-run", 3, staggered_starts=True, **settings)
+    plain = envs.make("dmc/cheetah-run", 3, **settings)
+    assert runner.spec.settings["staggered_starts"] is True
+    assert torch.equal(runner.reset(), plain.reset())
+    for attempt in range(2):  # of all starts, also those of a later reset
+        ends, saved = [], None
+        for t in range(1, 28):
+            action = torch.full((3, 6), 0.1 * math.sin(t))
+            step = runner.step(action)
+            if attempt == 0 and t <= 4:
+                assert torch.equal(step.final_obs, plain.step(action).final_obs)
+            rows = step.episode_ended.nonzero()[:, 0].tolist()
+            assert step.truncated.tolist() == step.episode_ended.tolist()
+            ends += [(t, row, int(step.episode_length[row])) for row in rows]
+            if t == 2:
+                saved = runner.state_dict()
+        first = [(4, 2, 4), (7, 1, 7), (10, 0, 10)]
+        assert ends == [*first, (14, 2, 10), (17, 1, 10), (20, 0, 10), (24, 2, 10), (27, 1, 10)]
+        runner.reset()
+    assert saved is not None
+    plain.load_state_dict(saved)
+    lengths = [plain.step(torch.zeros(3, 6)).episode_length.tolist() for _ in range(8)]
+    assert lengths[1] == [0, 0, 4]
+    assert lengths[4] == [0, 7, 0]
+    assert lengths[7] == [10, 0, 0]
+
+
+def test_staggered_starts_need_a_time_limit():
+    with pytest.raises(ValueError, match="without a time limit has no staggered_starts"):
+        envs.make("dmc/lqr-lqr_2_1", staggered_starts=True, time_limit=math.inf)
+    with pytest.raises(ValueError, match="must be True or False, got 1"):
+        envs.make("dmc/cheetah-run", staggered_starts=1)
