@@ -98,7 +98,7 @@ def gradient_step(optimizer: Adam, loss: Tensor, max_norm: float = math.inf) -> 
 
     A gradient longer than `max_norm`, over all parameters of a seed together, is scaled down to it.
     """
-    gradients = _gradients([optimizer], loss)
+    (gradients,) = _gradients([optimizer], loss)
     if max_norm < math.inf:
         norms = [torch.linalg.vector_norm(gradient.reshape(*loss.shape, -1), dim=-1) for gradient in gradients]
         norm = torch.linalg.vector_norm(torch.stack(norms, -1), dim=-1)
@@ -109,19 +109,23 @@ def gradient_step(optimizer: Adam, loss: Tensor, max_norm: float = math.inf) -> 
 
 def joint_step(optimizers: Sequence[Adam], loss: Tensor) -> None:
     """One step of several optimisers' parameters down one `loss` [*S], by one backward pass."""
-    gradients = iter(_gradients(optimizers, loss))
-    for optimizer in optimizers:
-        optimizer.step(list(itertools.islice(gradients, len(optimizer.parameters))))
+    for optimizer, gradients in zip(optimizers, _gradients(optimizers, loss), strict=True):
+        optimizer.step(gradients)
 
 
-def _gradients(optimizers: Sequence[Adam], loss: Tensor) -> Sequence[Tensor]:
-    """Of the loss and what the optimisers' interventions add to it, with respect to all their parameters in order."""
+def _gradients(optimizers: Sequence[Adam], loss: Tensor) -> list[list[Tensor]]:
+    """Of the loss and what the optimisers' interventions add to it, with respect to the parameters of each."""
     for optimizer in optimizers:
         penalty = optimizer.penalty(loss.shape) if isinstance(optimizer, PlasticAdam) else None
         if penalty is not None:
             loss = loss + penalty
     parameters = [parameter for optimizer in optimizers for parameter in optimizer.parameters]
-    return torch.autograd.grad(loss.sum() if loss.ndim else loss, parameters)
+    gradients = iter(torch.autograd.grad(loss.sum() if loss.ndim else loss, parameters))
+    found = [list(itertools.islice(gradients, len(optimizer.parameters))) for optimizer in optimizers]
+    for optimizer, own in zip(optimizers, found, strict=True):
+        if optimizer.on_gradients is not None:
+            optimizer.on_gradients(own)
+    return found
 
 
 @torch.no_grad()

@@ -105,6 +105,10 @@ class FadingReplay:
         # Every slot has changed, and the oldest row is in slot 0.
         self.head.fill_(2 * self.slots)
 
+    def sample(self, batch_size: int, discount: float) -> Batch:
+        """B transitions, independent and with replacement, by age."""
+        return self.gather(self.draw(batch_size), discount)
+
     def draw(self, batch_size: int) -> Tensor:
         """Ranks of B rows, independent and with replacement, int64 [*S, B]; 0 is the oldest."""
         return torch.searchsorted(self._cumulative, self.stream.uniform(batch_size, dtype=torch.float64), right=True)

@@ -8,7 +8,7 @@ so nothing reads or writes `parameter.grad`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ class Adam:
     exp_avg, exp_avg_sq: running means of the gradient and its square, one tensor of the parameter's shape each.
     step_count: 0-d float tensors, one a parameter; without bias correction infinite from the start, as after very many
     steps, when nothing is left to correct. weight_decay: decoupled, AdamW's (Loshchilov & Hutter 2019).
+    on_gradients: whoever computes gradients shows them here first.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Adam:
     ):
         self.parameters = list(parameters)
         self.learning_rate, self.betas, self.epsilon = learning_rate, betas, epsilon
+        self.on_gradients: Callable[[Sequence[Tensor]], None] | None = None
         self.exp_avg = [torch.zeros_like(p, requires_grad=False) for p in self.parameters]
         self.exp_avg_sq = [torch.zeros_like(p, requires_grad=False) for p in self.parameters]
         first = 0.0 if bias_correction else math.inf

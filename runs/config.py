@@ -39,6 +39,8 @@ class RunConfig:
     overlap: bool = False
     bf16: bool = False
     tensorboard: bool
+    diagnostics_every: int | None = None
+    """steps between measurements of the networks' plasticity"""
     histograms: bool = False
     """of the weights at every evaluation, in TensorBoard alone"""
     film: bool = False
@@ -54,7 +56,8 @@ class RunConfig:
     """where it ran: commit, machine, versions, the runner's own description"""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "num_envs", "eval_every", "eval_episodes", "checkpoint_every", "keep_every", "log_every"):
+        counts = ("steps", "num_envs", "eval_every", "eval_episodes", "checkpoint_every", "keep_every", "log_every")
+        for name in (*counts, "diagnostics_every"):
             value = vars(self)[name]
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")

@@ -55,6 +55,8 @@ class TrainOptions:
     """steps between checkpoints; default: a quarter of --steps"""
     keep_every: int | None = None
     """steps between checkpoints that stay for good; default: only the last two stay"""
+    diagnostics_every: int | None = None
+    """steps between measurements of dormant units, ranks and norms; default: none"""
     device: str = "auto"
     """auto, cpu or cuda"""
     threads: int = 0

@@ -11,7 +11,7 @@ from agents.agent import PURPOSES
 from agents.population import RandomStream
 
 # New purposes go to the end, so that old runs keep their numbers.
-STREAMS = (*PURPOSES, "environment", "evaluation_environment")
+STREAMS = (*PURPOSES, "environment", "evaluation_environment", "diagnostics")
 
 
 def spawn_streams(seeds: int | Sequence[int], device: torch.device) -> dict[str, RandomStream]:

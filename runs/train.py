@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import envs
+from agents.diagnostics import AgentDiagnostics
 from envs import Runner
 from envs.graphics import OpenGLMissing
 from runs import compute
@@ -152,6 +153,7 @@ def _run_config(
         keep_every=options.keep_every,
         checkpoint_every=(max(1, options.steps // 4) if options.checkpoint_every is None else options.checkpoint_every),
         log_every=min(1_000, max(1, options.steps // 100)),
+        diagnostics_every=options.diagnostics_every,
         device=device.type,
         threads=compute.resolve_threads(options.threads, options.seeds, images),
         compiled=options.compile,
@@ -173,7 +175,9 @@ def _run_config(
 def _try_to_build(config: RunConfig, runner: Runner) -> None:
     """Build the agent once on the CPU: what does not fit the environment is found before anything is written."""
     cpu = torch.device("cpu")
-    build_agent(config, runner, cpu, spawn_streams(0, cpu))
+    agent = build_agent(config, runner, cpu, spawn_streams(0, cpu))
+    if config.diagnostics_every is not None:
+        AgentDiagnostics(agent)
 
 
 def make_run_folder(config: RunConfig, options: TrainOptions) -> Path:

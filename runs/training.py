@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import envs
 from agents.agent import Agent, Metrics
+from agents.diagnostics import AgentDiagnostics
 from agents.population import RandomStream
 from envs import Runner, Step
 from envs.overlap import InBackground
@@ -152,6 +153,7 @@ class SeedTraining:
             self.runner = InBackground(self.runner)
         self.streams = spawn_streams(seed, self.device)
         self.agent = build_agent(config, self.runner, self.device, self.streams)
+        self.diagnostics = None if config.diagnostics_every is None else AgentDiagnostics(self.agent)
         self.obs = self.runner.reset()
         self.episodes = Episodes()
         self.metrics: Metrics = {}
@@ -198,12 +200,13 @@ class SeedTraining:
             self.writer.raise_if_failed()
             before = agent.steps
             self.advance()
+            diagnosed = self._diagnose(before)
             checkpoint_due = self._due(before, config.checkpoint_every) and agent.steps < config.steps
             if self._due(before, config.log_every):
                 seconds = time.perf_counter() - clock
                 self._log((agent.steps - clock_steps) / seconds)
                 clock, clock_steps = time.perf_counter(), agent.steps
-            elif checkpoint_due:
+            elif checkpoint_due or diagnosed:
                 # The newest numbers are looked at first, so that no broken agent takes the place of a good one.
                 self._log(None)
             if self._due(before, config.eval_every):
@@ -236,6 +239,19 @@ class SeedTraining:
     def _learn(self) -> None:
         with compute.bfloat16_products(self.device, self.config.bf16):
             self.metrics |= self.agent.update()
+
+    def _diagnose(self, before: int) -> bool:
+        """Measure the networks if it is due and they have begun to learn. Returns whether they were measured."""
+        diagnostics, every, now = self.diagnostics, self.config.diagnostics_every, self.agent.steps
+        if diagnostics is None or every is None:
+            return False
+        self.metrics |= diagnostics.gradient_norms()
+        if not self._due(before, every) or self.agent.updates == 0:
+            return False
+        # What is drawn depends on seed and step alone, so there is nothing to save.
+        source = torch.Generator(self.device).manual_seed(stream_seed(self.seed, "diagnostics", now))
+        self.metrics |= diagnostics.measure(RandomStream(source))
+        return True
 
     def _due(self, before: int, every: int) -> bool:
         """Whether the last round of steps reached a multiple of `every`, or the end of the run."""
@@ -311,6 +327,7 @@ class SeedTraining:
             "metrics": dict(self.metrics),
             "row_count": self.row_count,
             "evaluation_due": self.evaluation_due,
+            "diagnosing": {} if self.diagnostics is None else self.diagnostics.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -320,4 +337,6 @@ class SeedTraining:
         self.obs = state["obs"].to(self.device, copy=True)
         self.episodes = Episodes([tuple(episode) for episode in state["episodes"]])
         self.metrics = {name: value.to(self.device) for name, value in state["metrics"].items()}
+        if self.diagnostics is not None:
+            self.diagnostics.load_state_dict(state["diagnosing"])
         self.row_count, self.evaluation_due = int(state["row_count"]), bool(state["evaluation_due"])

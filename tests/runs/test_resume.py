@@ -30,7 +30,7 @@ COMMON += ["--checkpoint-every", "40", "--quiet"]
 # agent, environment, more flags; a ring of 50 slots wraps.
 SHORT = ["--replay-capacity", "50", "--eval-episodes", "2"]
 RUNS = {
-    "td3 gym, two environments": ("td3", "gym/Pendulum-v1", [*SHORT, "--num-envs", "2"]),
+    "td3 gym, two environments": ("td3", "gym/Pendulum-v1", [*SHORT, "--num-envs", "2", "--diagnostics-every", "9"]),
     "ddpg mujoco": ("ddpg", "mujoco/HalfCheetah-v5", ["--eval-episodes", "1", "--n-step", "3"]),
     "sac mujoco, dying": ("sac", "mujoco/Hopper-v5", [*SHORT, "--num-envs", "3"]),
     "td3 mujoco in the background": ("td3", "mujoco/Hopper-v5", [*SHORT, "--overlap", "--layer-norm"]),

@@ -337,6 +337,29 @@ def test_training_state_holds_everything_that_moves(tmp_path):
     assert checkpoint.state_hash(whole.state_dict()) == checkpoint.state_hash(other.state_dict())
 
 
+@pytest.mark.parametrize(("agent", "env"), [("td3", "gym/Pendulum-v1"), ("dqn", "gym/CartPole-v1")])
+def test_diagnostics_are_recorded_and_change_nothing(agent, env, tmp_path):
+    common = ["--steps", "400", "--seeds", "1", "--with", "nap", "--env", env, *QUICK[2:], "--out", str(tmp_path)]
+    for name, more in {"plain": [], "measured": ["--diagnostics-every", "100"]}.items():
+        assert main(["train", agent, *common, "--name", name, *more]) == 0
+    rows = {name: read_table(tmp_path / name) for name in ("plain", "measured")}
+    kept = {name: [row for row in of if row.name.startswith(("train/", "eval/"))] for name, of in rows.items()}
+    assert kept["plain"] == kept["measured"]
+    assert [r.step for r in rows["measured"] if r.name == "plasticity/weight_norm"] == [100, 200, 300, 400]
+    names = {row.name for row in rows["measured"]} - {row.name for row in rows["plain"]}
+    whole = {f"plasticity/{what}" for what in ("dormant_fraction", "effective_rank", "weight_norm", "gradient_norm")}
+    assert whole <= names
+    assert {name for name in names if name.startswith("speed/")} == {"speed/diagnostics_seconds"}
+    states = [checkpoint.read_seed(checkpoint.newest(tmp_path / name), 0)["agent"] for name in rows]
+    assert checkpoint.state_hash(states[0]) == checkpoint.state_hash(states[1])
+
+
+def test_diagnostics_on_no_schedule_are_refused(tmp_path, capsys):
+    assert train(tmp_path, "--diagnostics-every", "0") == 2
+    assert "diagnostics_every must be at least 1, got 0" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def make_config(tmp_path: Path) -> Path:
     from runs.train import make_run_folder, prepare
 

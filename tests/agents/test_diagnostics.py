@@ -1,0 +1,146 @@
+"""Diagnostics of agents: hand values, every agent's networks, and that nothing about the agent changes."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from agents.diagnostics import AgentDiagnostics
+from agents.plastic import Plasticity
+from envs import Step
+from plasticity.nap import NaP
+from plasticity.networks import projection
+from runs.catalogue import AGENTS
+from tests.agents.fakes import FRAMES, fake_gradients, make_step, stream
+from tests.agents.test_plastic import build, live, networks
+
+WHOLE = ("dormant_fraction", "effective_rank", "weight_norm", "gradient_norm")
+
+
+def measured(agent, diagnostics, steps=10):
+    found = diagnostics.measure(stream(7, agent.replay.device))
+    for step in range(steps):
+        live(agent, 1, start=100 + step)
+        found |= diagnostics.gradient_norms()
+    return found
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_every_network_of_an_agent(name):
+    agent = build(name)
+    live(agent, 20)
+    found = measured(agent, AgentDiagnostics(agent))
+    each = [] if name == "dqn" else ["actor", "critic" if name == "ddpg" else "critics"]
+    expected = [f"plasticity/{what}{part}" for what in WHOLE for part in ["", *(f"/{network}" for network in each)]]
+    assert sorted(found) == sorted([*expected, "speed/diagnostics_seconds"])
+    assert all(value.shape == () and value.isfinite() for value in found.values())
+    assert 1 <= found["plasticity/effective_rank"] <= 16
+    assert found["plasticity/gradient_norm"] > 0
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_an_agent_goes_the_same_way_with_and_without(name):
+    plain, watched = build(name), build(name)
+    diagnostics = AgentDiagnostics(watched)
+    for start in (0, 10, 20):
+        live(plain, 10, start)
+        live(watched, 10, start)
+        diagnostics.measure(stream(start))
+        diagnostics.gradient_norms()
+    for key, network in networks(plain).items():
+        for a, b in zip(network.parameters(), networks(watched)[key].parameters(), strict=True):
+            assert torch.equal(a, b)
+    assert torch.equal(plain.replay.stream.generators[0].get_state(), watched.replay.stream.generators[0].get_state())
+
+
+def test_hand_values_of_twin_critics():
+    agent = build("td3")
+    live(agent, 5)
+    with torch.no_grad():
+        agent.critics.layers[1].weight[0, :, :4] = 0  # of 16 units of one of two critics
+        agent.critics.layers[1].bias[0, :, :4] = -1
+        agent.critics.layers[1].weight[1, :, 1:] = 0
+        agent.critics.layers[1].bias[1, :, 1:] = -1
+        agent.critics.layers[1].bias[1, :, 0] = 9
+    found = AgentDiagnostics(agent).measure(stream())
+    agent.replay.stream = stream()
+    batch = agent.replay.sample(512, 1.0)
+    with torch.no_grad():
+        x = torch.cat([batch.obs, batch.action], -1).expand(2, -1, -1)
+        first = agent.critics.acts[0](agent.critics.layers[0](x)).mean(1)  # [2, 16]
+        second = agent.critics.acts[1](agent.critics.layers[1](agent.critics.layers[0](x).relu())).mean(1)
+    dormant = sum(int((h <= 0.025 * h.mean(1, keepdim=True)).sum()) for h in (first, second))
+    assert dormant >= 19
+    assert found["plasticity/dormant_fraction/critics"] == pytest.approx(dormant / 64)
+    own = [p for n, p in agent.critics.named_parameters() if n.endswith("weight")]
+    norm = sum(float(p.detach().square().sum()) for p in own) ** 0.5
+    assert found["plasticity/weight_norm/critics"] == pytest.approx(norm, rel=1e-5)
+    # Dead but for one unit, the second critic has features of rank 1.
+    assert 1 < found["plasticity/effective_rank/critics"] < (1 + 12) / 2
+
+
+def test_gradient_norms_are_those_of_the_next_step_and_survive_a_checkpoint(monkeypatch):
+    agent = build("td3", policy_delay=2)
+    live(agent, 20)
+    diagnostics = AgentDiagnostics(agent)
+    assert diagnostics.gradient_norms() == {}
+    diagnostics.measure(stream())
+    seen = []
+    real = torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: seen.append(real(*a, **k)) or seen[-1])
+    live(agent, 1, start=20)
+    assert len(seen) == 1  # the actor waits
+    assert diagnostics.gradient_norms() == {}
+    saved = copy.deepcopy(diagnostics.state_dict())
+    resumed = AgentDiagnostics(agent)
+    resumed.load_state_dict(saved)
+    live(agent, 1, start=21)
+    found = resumed.gradient_norms()
+    norms = [float(sum(g.square().sum() for g in gradients) ** 0.5) for gradients in (seen[0], seen[2])]
+    assert found["plasticity/gradient_norm/critics"] == pytest.approx(norms[0], rel=1e-5)
+    assert found["plasticity/gradient_norm/actor"] == pytest.approx(norms[1], rel=1e-5)
+    assert found["plasticity/gradient_norm"] == pytest.approx((norms[0] ** 2 + norms[1] ** 2) ** 0.5, rel=1e-5)
+    assert resumed.gradient_norms() == {}
+
+
+def test_images_and_interventions():
+    agent = build("dqn", Plasticity(lambda: [NaP()]), FRAMES, replay_capacity=60)
+    world = torch.Generator().manual_seed(0)
+    diagnostics = AgentDiagnostics(agent)
+    for _ in range(12):
+        obs = torch.randint(0, 255, (1, 4, 36, 36), dtype=torch.uint8, generator=world)
+        agent.act(obs, explore=True)
+        agent.observe(make_step(obs, 1.0))
+        agent.update()
+    found = diagnostics.measure(stream())
+    assert 0 <= found["plasticity/dormant_fraction"] <= 1
+    assert found["plasticity/effective_rank"] >= 1
+
+
+def test_a_population_is_refused():
+    with pytest.raises(ValueError, match="cannot train its seeds as a population"):
+        AgentDiagnostics(build("td3", seeds=(0, 1)))
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_nothing_waits_for_a_gpu_but_the_ranks(name, monkeypatch):
+    """See test_agents. The decomposition behind the ranks is made by the device's library, which may wait."""
+    device = torch.device("cuda")
+    monkeypatch.setattr(FakeTensorMode, "__deepcopy__", lambda mode, _: mode, raising=False)
+    monkeypatch.setattr(torch.autograd, "grad", fake_gradients)
+    monkeypatch.setattr(projection, "_check_radii", lambda groups: None)
+    with FakeTensorMode():
+        agent = build(name, device=device, warmup_steps=1)
+        diagnostics = AgentDiagnostics(agent)
+        obs = torch.zeros(1, 3, device=device)
+        flags, scalars = torch.zeros(1, dtype=torch.bool, device=device), torch.zeros(1, device=device)
+        for _ in range(4):
+            agent.act(obs, explore=True)
+            agent.observe(Step(obs, scalars, flags, flags, obs, scalars, scalars.long(), flags))
+            agent.update()
+        found = diagnostics.measure(stream(0, device))
+    found.pop("speed/diagnostics_seconds")
+    assert {value.device.type for value in found.values()} == {"cuda"}
