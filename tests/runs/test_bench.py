@@ -20,6 +20,7 @@ from runs.cli import main
 from runs.contestants import CONTESTANTS, Case, actions_in, envpool_id, played_episodes, random_actions
 from runs.options import BenchOptions, parse
 from runs.turns import Contender, ContestantFailed, Turn
+from scripts.runner_goals import GOALS, MEASURED, goals_table
 
 PAGE = Path(__file__).parents[2] / "docs" / "results" / "runner.md"
 CHEETAH = Case("mujoco/HalfCheetah-v5", 64, 2)
@@ -256,3 +257,27 @@ def test_the_commands_of_the_results_page_are_commands():
         assert bench.choose(options.against)
         for env in options.env:
             registry.check_id(env)
+
+
+def test_goals_are_compared_with_what_was_measured():
+    def result(env: str, contestant: str, ratio: float, cpu_ratio: float | None) -> dict[str, Any]:
+        return {"env": env, "num_envs": 256, "contestant": contestant, "ratio": ratio, "cpu_ratio": cpu_ratio}
+
+    table = goals_table(
+        [
+            result("mujoco/HalfCheetah-v5", "envpool", 1.296, 1.2),
+            result("mujoco/Ant-v5", "envpool", 0.98, None),
+        ]
+    )
+    line = "| 256 | EnvPool | 1, 1.3 (HalfCheetah) | HalfCheetah 1.30, **Ant 0.98**, Humanoid - "
+    assert line + "| **HalfCheetah 1.20**, Ant -, Humanoid - |" in table.splitlines()
+    assert not any(line.startswith("| 64") for line in table.splitlines())
+
+
+def test_goals_are_of_what_is_measured():
+    for goal in GOALS:
+        envs, against = MEASURED[goal.num_envs]
+        for env in goal.least:
+            assert env in envs
+            assert goal.contestant in (against or CONTESTANTS)
+            assert CONTESTANTS[goal.contestant].takes_part(Case(env, goal.num_envs, 1))
