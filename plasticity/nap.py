@@ -166,8 +166,9 @@ class NaP(Intervention):
         if self.steps % self.project_every == 0:
             if self.project:
                 self.weights.project_()
-            self.gain_pairs.project_()
-        for kept, tensor in zip(self.previous, self.weights.tensors, strict=bool(self.previous)):
+            if self.held:
+                self.gain_pairs.project_()
+        for kept, tensor in zip(self.previous, self.weights.tensors if self.previous else (), strict=True):
             kept.copy_(tensor)
         if self.record_growth_every and self.steps % self.record_growth_every == 0:
             self._growth.append(torch.stack(self.weights.growth()))

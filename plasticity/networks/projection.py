@@ -237,6 +237,11 @@ class _Batch:
             self.index = torch.tensor(index, device=self.radii.device)
         # One axis behind those of members is quicker to reduce and to scale than several; a bias has none of its own.
         self.flat = [t.view(*t.shape[: self.leading], -1) if t.is_contiguous() else t for t in self.tensors]
+        # Where they allow it, one number for each tensor and member in memory of its own: half the operations.
+        self.factors = torch.ones_like(self.radii).unsqueeze(-1)
+        alike = self.leading > 0 and self.index is None and all(t.dim() == self.leading + 1 for t in self.flat)
+        self.each = list(self.factors.unbind()) if alike else []
+        self.radius_of_each = self.radii.unsqueeze(-1)
 
     def norms(self) -> Tensor:
         """[groups, *members]."""
@@ -259,9 +264,12 @@ class _Batch:
         return [v[(..., *[None] * (t.dim() - v.dim()))] for v, t in zip(each.unbind(), self.flat, strict=True)]
 
     def project_(self) -> None:
-        # Nothing to divide by if a norm is not finite; zeros stay zeros.
-        excess = (self.norms() / self.radii).nan_to_num_(1.0, 1.0).clamp_(min=self.smallest)
-        torch._foreach_div_(self.flat if self.leading else self.tensors, self.spread(excess))
+        for tensor, factor in zip(self.flat, self.each, strict=False):
+            torch.linalg.vector_norm(tensor, dim=-1, keepdim=True, out=factor)
+        excess = self.factors.div_(self.radius_of_each) if self.each else self.norms() / self.radii
+        # Nothing to divide by if a norm is not finite; zeros stay zeros. A product takes half the time of a quotient.
+        factors = excess.nan_to_num_(1.0, 1.0).clamp_(min=self.smallest).reciprocal_()
+        torch._foreach_mul_(self.flat if self.leading else self.tensors, self.each or self.spread(factors))
 
 
 class Projection:
@@ -291,7 +299,6 @@ class Projection:
         """||u|| / radius of each group, in the order of `names`, [*members] each."""
         return [part for batch in self.batches for part in (batch.norms() / batch.radii).unbind()]
 
-    @torch.no_grad()
     def project_(self) -> None:
         """u <- u radius / ||u|| for all groups at once, on the device."""
         for batch in self.batches:
