@@ -27,8 +27,11 @@ def draw_curves(result: dict[str, Any], path: Path) -> Path:
 
 def draw_layers(result: dict[str, Any], path: Path) -> Path | None:
     """Bars: how much of the score each re-initialised layer brings back. None, and no file, without layers."""
+    several = len({row["network"] for row in result["networks"]}) > 1
     bars = [
-        figures.Bar(f"{layer}, {row['family']}, {row['network']}", index, found["recovered_values"])
+        figures.Bar(
+            f"{layer}, {row['family'].split()[-1]}" + f", {row['network']}" * several, index, found["recovered_values"]
+        )
         for index, row in enumerate(result["networks"])
         for layer, found in row["layers"].items()
     ]

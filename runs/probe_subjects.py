@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from agents.agent import Agent
 from agents.networks import DeterministicActor, Liftable
 from agents.sac import StochasticActor
+from agents.symphony import Actor as SymphonyActor
 from envs import Runner
 from plasticity.networks.stacked import member
 from plasticity.probe import Draws, Fresh
@@ -74,7 +75,7 @@ class Wanted:
 
 
 class ValuesOfPairs(Liftable):
-    """Critics Q(s, a) as a function of one input: [*S, B, O + A] -> [*S, B, number of critics]."""
+    """Critics Q(s, a) as a function of one input: [*S, B, O + A] -> [*S, B, values of all critics]."""
 
     def __init__(self, critics: nn.Module, observations: int):
         super().__init__()
@@ -82,7 +83,19 @@ class ValuesOfPairs(Liftable):
 
     def forward(self, pair: Tensor) -> Tensor:
         obs, action = pair[..., : self.observations], pair[..., self.observations :]
-        return self.critics(obs, action).mT
+        values = self.critics(obs, action)  # [*S, K, B], or several values of each, [*S, K, B, n]
+        return values.mT if values.ndim == pair.ndim else values.transpose(-3, -2).flatten(-2)
+
+
+class OutputsOfActor(Liftable):
+    """An actor of several heads before they are squashed and split: obs [*S, B, O] -> [*S, B, outputs]."""
+
+    def __init__(self, actor: nn.Module):
+        super().__init__()
+        self.actor = actor
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return self.actor.straight_forward(obs)  # type: ignore[operator]
 
 
 def agent_subjects(folder: Path, wanted: Wanted, device: torch.device) -> Iterator[Subject]:
@@ -119,7 +132,7 @@ def arm_subjects(folder: Path, wanted: Wanted, device: torch.device) -> Iterator
     inputs, _ = trial.stream.task(index).examples()
     template = trial.learner.fresh(torch.Generator(device).manual_seed(0))
     for number, seed in enumerate(config.seeds[: wanted.seeds]):
-        rows = _distinct(inputs[number])[: wanted.inputs]
+        rows = inputs[number][_first_of_each(inputs[number])][: wanted.inputs]
         yield Subject(
             config.name,
             seed,
@@ -196,9 +209,10 @@ def _chosen(found: Mapping[str, Any] | list[str], network: str | None) -> list[s
 def _visited(agent: Agent, runner: Runner, count: int) -> tuple[Tensor, Tensor]:
     """Observations and the actions taken there: from the agent's replay, or by acting where it has none."""
     replay: Any = getattr(agent, "replay", None)
-    if replay is not None and int(replay.head.max()) > 0:
+    if replay is not None and agent.updates > 0:
         batch = replay.sample(count, 1.0)
-        return batch.obs, batch.action
+        kept = _first_of_each(torch.cat([batch.obs.flatten(1), batch.action.reshape(count, -1)], 1))
+        return batch.obs[kept], batch.action[kept]
     obs, seen, taken = runner.reset(), [], []
     for _ in range(count):
         action = agent.act(obs, explore=False)
@@ -219,9 +233,12 @@ def _networks(agent: Agent, obs: Tensor, action: Tensor) -> dict[str, tuple[nn.M
             continue
         if not any(p.requires_grad for p in network.parameters()):
             continue
-        taken = list(inspect.signature(network.forward).parameters)
+        parameters = inspect.signature(network.forward).parameters.values()
+        taken = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
         if isinstance(network, DeterministicActor | StochasticActor):
             found[name] = network.net, obs
+        elif isinstance(network, SymphonyActor):
+            found[name] = OutputsOfActor(network), obs
         elif taken == ["obs", "action"] and obs.dim() == 2 and action.dim() == 2:
             found[name] = ValuesOfPairs(network, obs.shape[1]), torch.cat([obs, action], 1)
         elif len(taken) == 1:
@@ -244,12 +261,12 @@ def _fresh_of(config: RunConfig, runner: Runner, device: torch.device, name: str
     return fresh
 
 
-def _distinct(rows: Tensor) -> Tensor:
-    """Rows of [N, ...] without repetitions, in order of their first appearance."""
+def _first_of_each(rows: Tensor) -> Tensor:
+    """Where each different row of [N, ...] appears first, in order."""
     _, inverse = rows.flatten(1).unique(dim=0, return_inverse=True)
     first = torch.full((int(inverse.max()) + 1,), len(rows), device=rows.device)
     first.scatter_reduce_(0, inverse, torch.arange(len(rows), device=rows.device), "amin")
-    return rows[first.sort().values]
+    return first.sort().values
 
 
 def _next_tasks(problem: Problem, stream: Stream, index: int, number: int, wanted: Wanted) -> Draws | None:
