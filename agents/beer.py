@@ -188,8 +188,8 @@ class Agent:
         self.target_actor, self.target_critic = copy.deepcopy(self.actor), copy.deepcopy(self.critic)
         self.online_parameters: list[Tensor] = [*self.actor.parameters(), *self.critic.parameters()]
         self.target_parameters: list[Tensor] = [*self.target_actor.parameters(), *self.target_critic.parameters()]
-        self.actor_optimizer = make.optimizer(self.actor, config.learning_rate)
-        self.critic_optimizer = make.optimizer(self.critic, config.learning_rate)
+        self.actor_optimizer = make.optimizer(self.actor, config.learning_rate, target=self.target_actor)
+        self.critic_optimizer = make.optimizer(self.critic, config.learning_rate, target=self.target_critic)
         self.others = Others(self.actor, self.target_actor, self.target_critic)
         self.critic_side = [self.critic_optimizer]
         self.infer_parts: dict[str, Any] = {}

@@ -111,7 +111,7 @@ def clear_step_counts(learner: Learner, names: Iterator[str] | Sequence[str] | M
     for name in names:
         for state, _ in _state(learner.optimizer, learner.network.get_parameter(name)):
             if not state.dim():
-                state.zero_()
+                state.masked_fill_(state.isfinite(), 0)  # an infinite count is of an optimiser that corrects nothing
 
 
 def reader_inputs(reader: Reader, unit_count: int, units: Tensor, width: int) -> Tensor:

@@ -14,11 +14,14 @@ from agents import symphony
 from agents.agent import ActionScale
 from agents.fading import FadingReplay
 from agents.networks import initialise_
+from agents.plastic import PlasticAdam, Plasticity
 from agents.population import RandomStream
 from agents.replay import Batch, fade
 from agents.symphony import GOLDEN, Actor, Agent, Config, Critics, Passes, ReSine
 from envs import ContinuousActionSpec, ObservationSpec
+from plasticity import registry
 from plasticity.adam import Adam
+from plasticity.networks.redraw import clear_step_counts
 from tests.agents.fakes import CPU, make_step, stream, streams
 
 ONES = ContinuousActionSpec(np.full(1, -1.0, np.float32), np.full(1, 1.0, np.float32))
@@ -415,6 +418,18 @@ def test_optimiser_without_bias_correction():
     still = torch.ones(3)
     Adam([still], 0.1, (GOLDEN, 0.995), weight_decay=0.01, bias_correction=False).step([torch.zeros(3)])
     assert still.tolist() == pytest.approx(3 * [1 - 0.1 * 0.01])
+
+
+def test_weights_drawn_anew_bring_no_bias_correction():
+    plasticity = Plasticity(lambda: registry.make("redo(every=1,threshold=100)"))
+    agent = Agent(ObservationSpec((3,)), BOX, small(), num_envs=1, device=CPU, streams=streams(), plasticity=plasticity)
+    live(agent, 12)
+    assert agent.updates == 12
+    assert isinstance(agent.critic_optimizer, PlasticAdam)
+    clear_step_counts(agent.critic_optimizer.learner, [name for name, _ in agent.critics.named_parameters()])
+    assert all(count.isinf() for count in agent.critic_optimizer.step_count)
+    live(agent, 1)
+    assert all(p.isfinite().all() for p in agent.critics.parameters())
 
 
 def test_first_steps_are_a_burst():
