@@ -63,6 +63,8 @@ def load_agent(
     try:
         agent = build_agent(config, runner, device, spawn_streams(seed, device))
         agent.load_state_dict(checkpoint.read_seed(saved, seed, with_rings)["agent"])
+    except Damaged as error:
+        raise UsageError(str(error)) from error
     except MISFITS as error:
         maker = made_by(config.environment)
         raise UsageError(f"{saved} does not fit this installation: {one_line(error)}; {maker}") from error

@@ -125,6 +125,8 @@ def arm_subjects(folder: Path, wanted: Wanted, device: torch.device) -> Iterator
     try:
         trial = plasticity_arm.build(config)
         trial.load_state_dict(checkpoint.read_seed(saved, config.seeds[0]))
+    except checkpoint.Damaged as error:
+        raise UsageError(str(error)) from error
     except MISFITS as error:
         raise UsageError(f"{saved} does not fit this installation: {one_line(error)}") from error
     _chosen([config.intervention], wanted.network)

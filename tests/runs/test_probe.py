@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import textwrap
 from pathlib import Path
 
@@ -205,6 +206,20 @@ def test_bad_input_is_one_sentence_and_writes_nothing(agents, arguments, message
     assert message in said.err
     assert said.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_checkpoint_is_named(population, tmp_path, capsys):
+    shutil.copytree(population / "none", tmp_path / "arm")
+    for path in (tmp_path / "arm" / "checkpoints").rglob("seed_*"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 255
+        path.write_bytes(content)
+    assert main(["probe", str(tmp_path / "arm"), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "is damaged: its checksum is not the one in manifest.json" in said
+    assert said.count("\n") == 1
+    assert "does not fit" not in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_no_run_is_refused(tmp_path, capsys):
