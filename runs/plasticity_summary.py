@@ -20,6 +20,7 @@ from runs.record import Row, read_table
 from runs.statistics import Summary, curve, final_values, summarise
 
 ENOUGH_SEEDS = 5
+_WIDE = 200  # columns, into which the intervals fit unbroken
 HURTS = 0.01  # of accuracy, below the plain learner where nothing changes
 
 
@@ -147,21 +148,24 @@ def print_table(summary: dict[str, Any], stream: TextIO) -> None:
         "stationary": f"stationary_{word}",
         "µs a step and seed": "seconds_per_step",
     }
-    table = Table(title=f"{summary['problem']}, {len(summary['seeds'])} seeds, mean [95 %]", box=None, pad_edge=False)
+    console = Console(file=stream, width=None if stream.isatty() else _WIDE)
+    wide = console.width >= _WIDE
+    what = "mean [95 %]" if wide else "mean; intervals: --json, or a wider terminal"
+    table = Table(title=f"{summary['problem']}, {len(summary['seeds'])} seeds, {what}", box=None, pad_edge=False)
     for heading in ("intervention", *columns, "verdict"):
         table.add_column(heading, overflow="fold")
     for name, arm in arms.items():
         marked = f"{name} (told of boundaries)" if arm["uses_boundaries"] else name
-        cells = [_cell(arm.get(key), 1e6 if key == "seconds_per_step" else 1.0) for key in columns.values()]
+        cells = [_cell(arm.get(key), 1e6 if key == "seconds_per_step" else 1.0, wide) for key in columns.values()]
         table.add_row(marked, *cells, arm["verdict"])
-    Console(file=stream, width=None if stream.isatty() else 160).print(table)
+    console.print(table)
 
 
-def _cell(summary: Summary | None, factor: float) -> str:
+def _cell(summary: Summary | None, factor: float, with_interval: bool) -> str:
     if summary is None or summary["mean"] is None:
         return "-"
     digits = ".0f" if factor != 1.0 else ".3f" if abs(summary["mean"]) >= 0.01 else ".2g"
     mean = f"{factor * summary['mean']:{digits}}"
-    if summary["low"] is None or summary["high"] is None or factor != 1.0:
+    if summary["low"] is None or summary["high"] is None or factor != 1.0 or not with_interval:
         return mean
     return f"{mean} [{summary['low']:{digits}}, {summary['high']:{digits}}]"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import signal
@@ -21,7 +22,7 @@ from runs.groups import expand
 from runs.options import PlasticityOptions
 from runs.plasticity import prepare
 from runs.plasticity_arm import ArmConfig, build, resolve_problem, train_arm
-from runs.plasticity_summary import summarise_arms
+from runs.plasticity_summary import print_table, summarise_arms
 from runs.record import Record, Row, read_table
 
 ROOT = Path(__file__).parents[2]
@@ -120,7 +121,7 @@ def test_killed_and_resumed(tmp_path):
     assert [row.step for row in moved if row.seed == 1] == list(range(200, 4001, 200))
 
 
-def test_the_summary_against_numbers_by_hand(tmp_path):
+def test_the_summary_against_numbers_by_hand(tmp_path, monkeypatch):
     base = PlasticityOptions(problem="label-shuffle", with_="none", tasks=20, seeds=5, data=None)
     arms = prepare(base)
     seeds = arms[0].seeds
@@ -149,6 +150,22 @@ def test_the_summary_against_numbers_by_hand(tmp_path):
     assert none["stationary_accuracy"]["mean"] == pytest.approx(0.92)
     assert none["verdict"] == "loses plasticity"
     assert found["fresh"]["verdict"] == "anchor"
+    summary = summarise_arms(tmp_path, arms)
+    printed = io.StringIO()
+    print_table(summary, printed)
+    assert "0.128 [0.108, 0.147]" in printed.getvalue()
+    narrow = io.StringIO()
+    monkeypatch.setattr(narrow, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "100")
+    print_table(summary, narrow)
+    (line,) = (line for line in narrow.getvalue().splitlines() if line.startswith("none"))
+    assert "0.128" in line
+    assert "[" not in line
+    with Record(tmp_path / "none", seeds, tensorboard=False) as record:  # now as good as the anchor, seed by seed
+        record.cut_to(0)
+        metric = "plasticity/online_accuracy"
+        record.write([Row((t + 1) * 500, metric, 0.8 + 0.01 * s, s) for t in range(20) for s in seeds])
+    assert summarise_arms(tmp_path, arms)["interventions"]["none"]["verdict"] == "no loss shown"
 
 
 def test_published_settings_and_what_changes_them():
