@@ -149,7 +149,7 @@ def test_every_hyper_parameter_is_a_flag(capsys):
         assert flag in text
     assert main(["train", "--help"]) == 0
     text = capsys.readouterr().out
-    for flag in ("--env", "--num-envs", "--json", "Agents: ddpg"):
+    for flag in ("--env", "--num-envs", "--json", f"Agents: {', '.join(AGENTS)};"):
         assert flag in text
 
 
