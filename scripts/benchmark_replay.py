@@ -52,7 +52,7 @@ def contestants() -> dict[str, Callable[[], Batch]]:
     return {
         "uniform": lambda: uniform.sample(BATCH, 0.99),
         "fading (--replay fading)": lambda: fading.sample(BATCH, 0.99),
-        "Symphony's buffer": lambda: symphony.gather(symphony.draw(BATCH), 0.99),
+        "Symphony's buffer": lambda: symphony.sample(BATCH, 0.99),
     }
 
 

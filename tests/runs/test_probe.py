@@ -87,6 +87,14 @@ def test_networks_of_agents_on_observations_they_visited(agents, capsys):
     assert [row["gap"] for row in again["networks"]] == [row["gap"] for row in found["networks"]]
 
 
+def test_symphony_is_asked_before_what_bounds_its_actions(agents, capsys):
+    train(agents, "symphony", "gym/Pendulum-v1", "symphony", "--nodes", "3")
+    found = probe(capsys, agents / "symphony")
+    rows = {row["network"]: row for row in found["networks"]}
+    assert list(rows) == ["actor", "critics"]
+    assert len(rows["actor"]["layers"]) == len(rows["critics"]["layers"]) == 5
+
+
 def test_networks_of_agents_with_interventions(agents, capsys):
     train(agents, "td3", "gym/Pendulum-v1", "nap", "--with", "nap")
     found = probe(capsys, agents / "nap", "--families", "network", "--no-layers")

@@ -25,7 +25,7 @@ from runs.resume import require_environment
 from tests.runs.fault_server import ROOT, FaultServer
 from tests.runs.same_run import assert_same, told
 
-COMMON = ["--steps", "120", "--hidden", "8", "--batch-size", "4", "--warmup-steps", "10", "--eval-every", "50"]
+COMMON = ["--steps", "120", "--hidden", "8", "8", "--batch-size", "4", "--warmup-steps", "10", "--eval-every", "50"]
 COMMON += ["--checkpoint-every", "40", "--quiet"]
 # agent, environment, more flags; a ring of 50 slots wraps.
 SHORT = ["--replay-capacity", "50", "--eval-episodes", "2"]
@@ -37,6 +37,12 @@ RUNS = {
     "sac dmc native": ("sac", "dmc/cartpole-swingup", ["--eval-episodes", "1", "--replay-capacity", "60"]),
     "td3 dmc of the library": ("td3", "dmc/acrobot-swingup", ["--eval-episodes", "1"]),
     "dqn gym": ("dqn", "gym/CartPole-v1", [*SHORT, "--num-envs", "2", "--epsilon-evaluation", "0.5"]),
+    "symphony mujoco, dying": (
+        "symphony",
+        "mujoco/Hopper-v5",
+        ["--replay-capacity", "60", "--num-envs", "2"],
+    ),
+    "beer with InFeR": ("beer", "gym/Pendulum-v1", [*SHORT, "--representation", "infer", "--replay", "fading"]),
     "dqn atari": (
         "dqn",
         "atari/RoadRunner",
