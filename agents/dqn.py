@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -103,11 +103,12 @@ class QNetwork(Liftable):
 
     def features(self, obs: Tensor) -> Tensor:
         """What the head reads, [*S, B, D]."""
-        return self.net[:-1](obs)
+        return cast(nn.Sequential, self.net)[:-1](obs)
 
     def head_norm(self, action: Tensor) -> Tensor:
         """Norm of the head's weight for each action [*S, B], without gradient, [*S, B]."""
-        return torch.linalg.vector_norm(self.net[-1].weight.detach(), dim=-1).gather(-1, action)
+        head = cast(nn.Sequential, self.net)[-1].get_parameter("weight")
+        return torch.linalg.vector_norm(head.detach(), dim=-1).gather(-1, action)
 
 
 @torch.no_grad()
@@ -129,9 +130,9 @@ def representation_penalty(kind: Kind, net: QNetwork, target_net: QNetwork, batc
     """On the features of states, [*S], and metrics. The theorem wants one head for both sides; this takes w_a of a."""
     with torch.no_grad():
         target_next = target_net.features(batch.next_obs)
-    consecutive = net.features(batch.obs), target_next, net.features(batch.next_obs)
-    features = (x.unsqueeze(-3) for x in consecutive)
-    return penalty(kind, *features, net.head_norm(batch.action).unsqueeze(-2), batch.reward, batch.discount)
+    features, online_next = net.features(batch.obs).unsqueeze(-3), net.features(batch.next_obs).unsqueeze(-3)
+    norm = net.head_norm(batch.action).unsqueeze(-2)
+    return penalty(kind, features, target_next.unsqueeze(-3), online_next, norm, batch.reward, batch.discount)
 
 
 class Agent:
