@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import itertools
 import json
+import pkgutil
 import subprocess
 import sys
 
@@ -10,7 +14,11 @@ import pytest
 import torch
 
 import envs
-from envs import registry
+import envs.tasks
+from envs import mujoco_warp, registry
+from envs.tasks.classic_control.task import ClassicTask
+from envs.tasks.dm_control.base import ControlTask
+from envs.tasks.gymnasium_v5.task import GymnasiumTask
 
 
 @pytest.mark.parametrize(
@@ -129,3 +137,32 @@ print(json.dumps([count, heavy, time.perf_counter() - start]))
     assert count > 150
     assert heavy == []
     assert seconds < 2.0  # 0.1 on a quiet machine
+
+
+def test_what_mujoco_warp_does_not_have_is_one_sentence(monkeypatch):
+    """Whether its packages are installed or not; the command line shows a ValueError as it is."""
+
+    def lacking(*_):
+        raise NotImplementedError("it has no such contacts")
+
+    monkeypatch.setattr(mujoco_warp, "import_warp", lambda: None)
+    monkeypatch.setattr(mujoco_warp, "WarpSimulations", lacking)
+    with pytest.raises(ValueError, match="mujoco/Hopper-v5 cannot run on MuJoCo Warp: it has no such contacts"):
+        mujoco_warp.make("mujoco/Hopper-v5", 1, 0, torch.device("cpu"), 1)
+
+
+def test_every_task_defines_what_its_kind_leaves_open():
+    """The bodies that raise NotImplementedError are contracts; no task is left with one that is called."""
+    for module in pkgutil.walk_packages(envs.tasks.__path__, "envs.tasks."):
+        importlib.import_module(module.name)
+
+    def kinds(cls: type) -> list[type]:
+        return [kind for below in cls.__subclasses__() for kind in kinds(below)] or [cls]
+
+    contracts = {GymnasiumTask: 11, ClassicTask: 5, ControlTask: 24}
+    for contract, count in contracts.items():
+        tasks = [task for task in kinds(contract) if task.__module__.startswith("envs.tasks.")]
+        assert len(tasks) >= count
+        for task, moment in itertools.product(tasks, ("start", "advance", "observe", "outcome")):
+            own = getattr(task, moment, None)
+            assert own is None or "raise NotImplementedError" not in inspect.getsource(own), (task, moment)
