@@ -30,7 +30,7 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,19 +91,23 @@ def complete(
     extra: Mapping[str, Any],
     keep_every: int | None = None,
     spare: Path | None = None,
+    without_state: Sequence[int] = (),
 ) -> Path:
     """All seeds have written: steps 3 to 5 of the module's order. Returns the checkpoint.
 
     extra: plain values that the manifest also keeps. keep_every: the first checkpoint after each multiple of so many
-    steps is never removed. spare: a checkpoint that is not removed now.
+    steps is never removed. spare: a checkpoint that is not removed now. without_state: seeds that have no part, because
+    they have to begin again.
     """
-    folder, step = staging(run, label), min(part.step for part in parts.values())
+    folder = staging(run, label)
+    step = 0 if without_state else min(part.step for part in parts.values())
     before = [int(path.name.removeprefix("step_")) for path in list_checkpoints(run)]
     seeds = sorted(parts)
     manifest = {
         "format": FORMAT,
         "step": step,
         "seeds": seeds,
+        "seeds_without_state": list(without_state),
         "seed_steps": {str(seed): parts[seed].step for seed in seeds},
         "seed_rows": {str(seed): parts[seed].rows for seed in seeds},
         "seed_done": {str(seed): parts[seed].done for seed in seeds},

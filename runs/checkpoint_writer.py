@@ -22,11 +22,11 @@ from runs.files import link_or_copy, write_new
 
 @dataclass(frozen=True)
 class _Written:
-    """What the last checkpoint of this seed holds of one replay. folders: where its files may be by now."""
+    """What the last checkpoint of this seed holds of one replay. folder: where its files are until it is complete."""
 
     head: Tensor
     digests: list[str]
-    folders: tuple[Path, ...]
+    folder: Path
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class CheckpointWriter:
         """The next checkpoint shares the chunks of this one. state: what `checkpoint.read_seed` gave."""
 
         def remember(rings: SavedRings, number: int) -> None:
-            self._written[number] = _Written(rings.head.clone(), list(rings.digests), (folder,))
+            self._written[number] = _Written(rings.head.clone(), list(rings.digests), folder)
 
         replace_parts(state, lambda value: isinstance(value, SavedRings), remember)
 
@@ -116,8 +116,7 @@ class CheckpointWriter:
                 name = ring_file(self.seed, number, index)
                 digests.append(_write_chunk(snapshot, index, folder, name))
                 files[name] = digests[-1], snapshot.layout.nbytes(stop - start)
-            final = folder.with_name(label)  # its name once the checkpoint is complete
-            written[number] = _Written(snapshot.head, digests, (folder, final))
+            written[number] = _Written(snapshot.head, digests, folder)
             return chunks.describe(snapshot.layout, snapshot.head, digests)
 
         described = replace_parts(state, lambda part: isinstance(part, _Snapshot), write_rings)
@@ -150,10 +149,11 @@ def _write_chunk(snapshot: _Snapshot, index: int, folder: Path, name: str) -> st
             write_new(folder / name, content.data)
             return digest
     assert snapshot.before is not None
-    for source in snapshot.before.folders:
+    # Once complete, it is the newest: no newer one can be without this seed.
+    for source in (snapshot.before.folder, *checkpoint.list_checkpoints(folder.parent.parent)[-1:]):
         try:
             link_or_copy(source / name, folder / name)
-        except FileNotFoundError:  # complete by now, so it has its final name
+        except FileNotFoundError:
             continue
         return known[0]
-    raise FileNotFoundError(f"{snapshot.before.folders[-1] / name} is missing: something removed it while training")
+    raise FileNotFoundError(f"{snapshot.before.folder / name} is missing: something removed it while training")

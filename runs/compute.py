@@ -29,8 +29,8 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def resolve_threads(threads: int, seeds: int, images: bool) -> int:
-    """Threads for tensor arithmetic in each process that trains a seed; 0 lets us choose.
+def resolve_threads(threads: int, processes: int, images: bool) -> int:
+    """Threads for tensor arithmetic in each of the processes that train; 0 lets us choose.
 
     Small multilayer perceptrons lose by a second thread whenever something else wants the core, so they get one.
     Raises ValueError for a negative number.
@@ -39,7 +39,7 @@ def resolve_threads(threads: int, seeds: int, images: bool) -> int:
         raise ValueError(f"threads must be 0 (choose) or more, got {threads}")
     if threads:
         return threads
-    return max(1, available_cores() // seeds) if images else 1
+    return max(1, available_cores() // processes) if images else 1
 
 
 def set_up(device: torch.device, threads: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,8 @@ class RunConfig:
     lr_end: float = 0.0
     environment: dict[str, Any] = dataclasses.field(default_factory=dict)
     """where it ran: commit, machine, versions, the runner's own description"""
+    seed_groups: tuple[tuple[int, ...], ...] = ()
+    """seeds that train as one population, each group in a process of its own; by default every seed is alone"""
 
     def __post_init__(self) -> None:
         counts = ("steps", "num_envs", "eval_every", "eval_episodes", "checkpoint_every", "keep_every", "log_every")
@@ -65,6 +68,10 @@ class RunConfig:
             raise ValueError("a run needs at least one seed")
         if min(self.seeds) < 0:
             raise ValueError(f"seed must not be negative, got {min(self.seeds)}")
+        if not self.seed_groups:
+            object.__setattr__(self, "seed_groups", tuple((seed,) for seed in self.seeds))
+        if sorted(itertools.chain(*self.seed_groups)) != sorted(self.seeds):
+            raise ValueError(f"seed_groups must hold each of the seeds {list(self.seeds)} once, got {self.seed_groups}")
 
     def save(self, folder: Path) -> None:
         """Write `config.json` into the run's folder."""
@@ -85,7 +92,9 @@ class RunConfig:
             raise ValueError(f"'{folder}' was made by `neoteny {command}`; this works on runs of `neoteny train`")
         values, maker = read_fields(cls, values, path, agent_config=dict), made_by(values.get("environment"))
         try:
-            return cls(**values | {"agent_config": config_from_json(values["agent"], values["agent_config"])})
+            agent_config = config_from_json(values["agent"], values["agent_config"])
+            groups = tuple(tuple(group) for group in values.get("seed_groups", ()))
+            return cls(**values | {"agent_config": agent_config, "seed_groups": groups})
         except ValueError as error:
             raise ValueError(f"cannot use '{path}': {str(error).rstrip('.')}; {maker}") from error
         except (TypeError, AttributeError) as error:  # a hyper-parameter of another kind

@@ -43,6 +43,8 @@ class TrainOptions:
     """how many independent repetitions"""
     seed: int = 0
     """the first seed; the others follow it"""
+    seeds_as: str = "auto"
+    """population (one process for all), processes (one for each) or auto, see docs/seeds.md"""
     preset: str | None = None
     """published hyper-parameters by name, see `neoteny list presets`"""
     num_envs: int = 1
@@ -60,7 +62,7 @@ class TrainOptions:
     device: str = "auto"
     """auto, cpu or cuda"""
     threads: int = 0
-    """threads for each seed; 0 chooses"""
+    """threads for each process; 0 chooses"""
     compile: bool = False
     """torch.compile the losses (pays on GPUs, not for small networks on CPUs)"""
     overlap: bool = False
@@ -131,7 +133,9 @@ class ResumeOptions:
     run: Annotated[Path, tyro.conf.Positional]
     """folder of the run"""
     threads: int | None = None
-    """threads for each seed; default: as before, another number may change the last digits"""
+    """threads of a process; default: as before, another number may change the last digits"""
+    seeds_as: str | None = None
+    """as in train; default: as before, another way may change the last digits"""
     quiet: bool = False
     """no progress"""
     json: bool = False

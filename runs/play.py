@@ -35,7 +35,7 @@ def open_run(folder: Path) -> tuple[RunConfig, Path]:
         config, damaged = RunConfig.load(folder), []
         for candidate in [checkpoint.newest(folder), *checkpoint.list_checkpoints(folder)[-2::-1]]:
             try:
-                for seed in config.seeds:
+                for seed in playable_seeds(config, candidate):
                     checkpoint.read_seed(candidate, seed)
             except Damaged as error:
                 damaged.append(error)
@@ -46,6 +46,12 @@ def open_run(folder: Path) -> tuple[RunConfig, Path]:
     except ValueError as error:
         raise UsageError(str(error)) from error
     raise UsageError(f"no checkpoint of '{folder}' is whole: {damaged[0]}")
+
+
+def playable_seeds(config: RunConfig, saved: Path) -> list[int]:
+    """The seeds of a run but those whose numbers were no longer finite before the first checkpoint."""
+    without_state = checkpoint.read_manifest(saved).get("seeds_without_state", [])
+    return [seed for seed in config.seeds if seed not in without_state]
 
 
 def open_environments(config: RunConfig, num_envs: int, seed: int, device: torch.device) -> Runner:
@@ -79,14 +85,19 @@ def evaluate_run(folder: Path, episodes: int, seed: int, device_name: str) -> di
     device = _device(device_name)
     compute.set_up(device, config.threads)
     returns, lengths = [], []
-    for run_seed in config.seeds:
+    seeds = playable_seeds(config, saved)
+    for lost in sorted(set(config.seeds) - set(seeds)):
+        print(f"neoteny: seed {lost} was lost before it had a checkpoint, and is left out", file=sys.stderr)
+    for run_seed in seeds:
         runner = open_environments(config, 1, seed, device)
         agent = load_agent(config, saved, run_seed, runner, device)
         runner.close()
-        scores = evaluate(agent, config.env, config.env_settings, episodes, seed, device)
+        scores = evaluate(agent, config.env, config.env_settings, episodes, [seed], device)
         assert scores is not None  # only a stop gives None
-        returns.append(float(scores[0].mean()))
-        lengths.append(float(scores[1].float().mean()))
+        if scores.errors:
+            raise UsageError(f"seed {run_seed} of '{folder}' cannot play: {scores.errors[0]}")
+        returns.append(float(scores.returns.mean()))
+        lengths.append(float(scores.lengths.float().mean()))
     metrics = {"eval/return": summarise(returns), "eval/length": summarise(lengths)}
     return {"run": str(folder), "step": int(saved.name.removeprefix("step_")), "metrics": metrics}
 
@@ -99,9 +110,10 @@ def film_run(
         if value < 1:
             raise UsageError(f"--{name} must be at least 1, got {value}")
     config, saved = open_run(folder)
-    seed = config.seeds[0] if seed is None else seed
-    if seed not in config.seeds:
-        raise UsageError(f"the run has no seed {seed}; it has {', '.join(map(str, config.seeds))}")
+    seeds = playable_seeds(config, saved)
+    seed = seeds[0] if seed is None else seed
+    if seed not in seeds:
+        raise UsageError(f"{saved} has no seed {seed}; it has {', '.join(map(str, seeds))}")
     device = _device("cpu")
     compute.set_up(device, config.threads)
     path = out or folder / "videos" / f"{saved.name}_seed_{seed}.mp4"

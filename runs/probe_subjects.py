@@ -27,7 +27,7 @@ from plasticity.problems.streams import Stream, generator
 from runs import checkpoint, plasticity_arm
 from runs.config import RunConfig
 from runs.errors import UsageError, nearest
-from runs.play import load_agent, open_environments, open_run
+from runs.play import load_agent, open_environments, open_run, playable_seeds
 from runs.randomness import spawn_streams, stream_seed
 from runs.training import MISFITS, build_agent, one_line
 
@@ -102,7 +102,7 @@ def agent_subjects(folder: Path, wanted: Wanted, device: torch.device) -> Iterat
     """Actors, critics and Q networks of a run of `neoteny train`. Raises UsageError if there are none to be had."""
     config, saved = open_run(folder) if wanted.step is None else _at_step(folder, wanted.step)
     step = int(saved.name.removeprefix("step_"))
-    for seed in config.seeds[: wanted.seeds]:
+    for seed in playable_seeds(config, saved)[: wanted.seeds]:
         runner = open_environments(config, 1, stream_seed(seed, "evaluation_environment", 0), device)
         try:
             agent = load_agent(config, saved, seed, runner, device, with_rings=True)

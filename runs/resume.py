@@ -5,6 +5,7 @@ On the CPU, with the same packages and machine, what comes out is bit for bit wh
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -22,9 +23,10 @@ from runs.lock import RunLock
 from runs.options import ResumeOptions
 from runs.record import TABLE, read_status, read_table
 from runs.recovery import add_differences, differences, newest_whole, other_threads, require_device, warn_of
+from runs.seed_groups import described, in_step
 from runs.session import Progressed, from_scratch, run_session
 from runs.settings import CONFIG
-from runs.train import conclude, describe_environment, print_summary
+from runs.train import choose_groups, conclude, describe_environment, print_summary
 
 
 def resume_run(options: ResumeOptions) -> int:
@@ -44,8 +46,12 @@ def resume_run(options: ResumeOptions) -> int:
                 return 0
             if not os.access(folder, os.W_OK):
                 raise UsageError(f"cannot write to '{folder}': it is read-only")
-            config, new_differences = _fit(config, options.threads)
+            config, new_differences = _fit(config, options)
             before = find_start(folder, config, float(status.get("wall_seconds", 0.0)))
+            groups = in_step(config.seed_groups, before.steps, before.done | before.without_state)
+            if groups != config.seed_groups:
+                new_differences.append(f"seeds that were one population are at different steps: {described(groups)}")
+                config = dataclasses.replace(config, seed_groups=groups)
             step = min(before.steps.values())
             warn_of(new_differences)
             known = add_differences(before.differences, new_differences, step)
@@ -75,9 +81,10 @@ def find_start(folder: Path, config: RunConfig, wall_seconds: float = 0.0) -> Pr
 
 def _progressed(folder: Path, config: RunConfig, candidate: Path) -> Progressed:
     manifest = checkpoint.verify(candidate)
-    if manifest["seeds"] != sorted(config.seeds):
+    without_state = manifest.get("seeds_without_state", [])
+    if sorted([*manifest["seeds"], *without_state]) != sorted(config.seeds):
         raise ValueError(f"{candidate} has the seeds {manifest['seeds']}, {CONFIG} {sorted(config.seeds)}")
-    rows = {seed: manifest["seed_rows"][str(seed)] for seed in config.seeds}
+    rows = {seed: manifest["seed_rows"].get(str(seed), 0) for seed in config.seeds}
     try:
         in_table = Counter(row.seed for row in read_table(folder, manifest["table_bytes"]))
     except FileNotFoundError:
@@ -87,30 +94,36 @@ def _progressed(folder: Path, config: RunConfig, candidate: Path) -> Progressed:
             raise Damaged(f"{folder / TABLE} has lost rows: {found} of the {count} of seed {seed} at {candidate.name}")
     return Progressed(
         checkpoint=candidate,
-        steps={seed: manifest["seed_steps"][str(seed)] for seed in config.seeds},
+        steps={seed: manifest["seed_steps"].get(str(seed), 0) for seed in config.seeds},
         rows=rows,
-        done=frozenset(seed for seed in config.seeds if manifest["seed_done"][str(seed)]),
+        done=frozenset(seed for seed in config.seeds if manifest["seed_done"].get(str(seed), False)),
+        without_state=frozenset(without_state),
         table_bytes=manifest["table_bytes"],
         wall_seconds=manifest["wall_seconds"],
         differences=tuple(manifest["differences"]),
     )
 
 
-def _fit(config: RunConfig, threads: int | None) -> tuple[RunConfig, list[str]]:
+def _fit(config: RunConfig, options: ResumeOptions) -> tuple[RunConfig, list[str]]:
     """The config as it can run here, and each thing that may change the last digits, with what to do about it.
 
     Raises UsageError for what cannot go on here at all.
     """
     require_device(config.device)
-    found = other_threads(config.threads, threads)
+    found = other_threads(config.threads, options.threads)
     try:
-        runner = envs.make(config.env, **config.env_settings)
+        with contextlib.closing(envs.make(config.env, **config.env_settings)) as runner:
+            here = describe_environment(runner)
+            groups = config.seed_groups
+            if options.seeds_as is not None:
+                groups = choose_groups(config, options.seeds_as, runner)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    here = describe_environment(runner)
-    runner.close()
     require_environment(config.environment, here)
-    config = dataclasses.replace(config, threads=threads or config.threads)
+    if groups != config.seed_groups:
+        was = described(config.seed_groups)
+        found.append(f"seeds train otherwise, {described(groups)} instead of {was}; leave --seeds-as away")
+    config = dataclasses.replace(config, threads=options.threads or config.threads, seed_groups=groups)
     return config, [*differences(config.environment, here), *found]
 
 

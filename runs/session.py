@@ -1,20 +1,22 @@
 """A training run as a whole: its folder, its seeds side by side, its checkpoints, its end.
 
-Every seed trains in a process of its own (a single seed in this one) and reports here; this process alone writes the
-table, the status and the manifests. Ctrl-C and SIGTERM ask the seeds to save and stop; a second one kills. Nothing in
-the folder changes before every seed has its environments and, if resumed, its saved state.
+Every group of seeds that train as one population (or seed that trains alone) has a process of its own, a single group
+this one, and reports here; this process alone writes the table, the status and the manifests. Ctrl-C and SIGTERM ask
+the seeds to save and stop; a second one kills. Nothing in the folder changes before every seed has its environments
+and, if resumed, its saved state.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import multiprocessing
 import os
 import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -30,7 +32,7 @@ from runs.lock import RunLock
 from runs.progress import Progress
 from runs.record import Record, Row, State, write_status
 from runs.stopping import stop_on_signals
-from runs.training import LAST, CannotContinue, Diverged, SeedTraining
+from runs.training import LAST, CannotContinue, Diverged, Training
 
 # What ends a run without being a defect of ours; the message tells the user enough.
 EXPECTED_FAILURES = (Diverged, CannotContinue, Damaged, OSError, MemoryError)
@@ -52,7 +54,8 @@ class SeedFailed(RuntimeError):
 class Progressed:
     """How far the seeds of a run are, as its newest whole checkpoint has it; `checkpoint` is None before the first.
 
-    steps: taken by each seed. rows: that each has in the table. done: seeds with nothing left to do. table_bytes: of
+    steps: taken by each seed. rows: that each has in the table. done: seeds with nothing left to do. without_state:
+    seeds that it lacks, because their numbers were not finite before there was one; they begin again. table_bytes: of
     the table, at least all those rows. differences: what keeps the run from being bit for bit reproducible.
     """
 
@@ -60,9 +63,14 @@ class Progressed:
     steps: Mapping[int, int]
     rows: Mapping[int, int]
     done: frozenset[int]
+    without_state: frozenset[int] = frozenset()
     table_bytes: int = 0
     wall_seconds: float = 0.0
     differences: tuple[str, ...] = ()
+
+    def state_of(self, group: Sequence[int]) -> Path | None:
+        """The checkpoint that a group goes on from, None if it begins."""
+        return None if self.without_state.issuperset(group) else self.checkpoint
 
 
 def from_scratch(config: RunConfig) -> Progressed:
@@ -74,7 +82,8 @@ def from_scratch(config: RunConfig) -> Progressed:
 class Session:
     """Hears all seeds of one run (a `Listener`) and keeps its record.
 
-    `saved` may be called from another thread than the rest; it shares nothing with them but the open table.
+    `saved` may be called from other threads than the rest; it shares nothing with them but the open table and what
+    `saving` guards.
     """
 
     def __init__(self, config: RunConfig, folder: Path, quiet: bool, before: Progressed):
@@ -86,6 +95,8 @@ class Session:
         self.done = set(before.done)
         self.gathered: dict[str, dict[int, SeedPart]] = {}  # by label, then seed
         self.contributed: set[int] = set()  # seeds that are in a checkpoint of this session
+        self.given_up: set[int] = set()  # seeds whose numbers are no longer finite
+        self.saving = threading.Lock()
         self.state: State = "running"
         self.record: Record | None = None
 
@@ -117,31 +128,48 @@ class Session:
 
     def saved(self, seed: int, label: str, part: SeedPart) -> None:
         """Once every seed that will has written its files for `label`, the checkpoint is complete."""
+        with self.saving:
+            self.gathered.setdefault(label, {})[seed] = part
+            self._complete(label)
+
+    def lost(self, seed: int) -> None:
+        """Checkpoints do without this seed from now on: they keep what the newest one has of it."""
+        with self.saving:
+            self.given_up.add(seed)
+            for label in list(self.gathered):
+                self._complete(label)
+
+    def _complete(self, label: str) -> None:
         assert self.record is not None, "begin() comes first"
-        gathered = self.gathered.setdefault(label, {})
-        gathered[seed] = part
+        gathered = self.gathered[label]
         if any(self._is_awaited(other, label) for other in self.config.seeds if other not in gathered):
             return
         del self.gathered[label]
         self.record.sync()
         folder, parts = checkpoint.staging(self.folder, label), dict(gathered)
+        before = checkpoint.list_checkpoints(self.folder)[-1:]
         for other in self.config.seeds:
-            if other not in gathered:  # resumed further on: what it was resumed from is its newest state
-                parts[other] = checkpoint.carry_over(checkpoint.newest(self.folder), other, folder)
+            # Resumed further on, or lost: its newest state is in the newest checkpoint; if lost early, in none.
+            if other not in gathered and before and other in checkpoint.read_manifest(before[0])["seeds"]:
+                parts[other] = checkpoint.carry_over(before[0], other, folder)
         self.contributed |= set(gathered)
         # A seed that has written nothing yet will link to the checkpoint it was resumed from.
-        spare = None if self.contributed >= set(self.config.seeds) - self.before.done else self.before.checkpoint
+        writing = set(self.config.seeds) - self.before.done - self.given_up
+        spare = None if self.contributed >= writing else self.before.checkpoint
         extra = {
             "table_bytes": self.record.length,
             "wall_seconds": self.wall_seconds,
             "differences": list(self.before.differences),
         }
-        checkpoint.complete(self.folder, label, parts, extra, self.config.keep_every, spare)
+        without_state = [other for other in self.config.seeds if other not in parts]
+        checkpoint.complete(self.folder, label, parts, extra, self.config.keep_every, spare, without_state)
         self.steps |= {other: part.step for other, part in gathered.items()}
         self.done |= {other for other, part in gathered.items() if part.done}
         self._write_status()
 
     def _is_awaited(self, seed: int, label: str) -> bool:
+        if seed in self.given_up:
+            return False
         if label == LAST:
             return seed not in self.before.done
         return self.before.steps[seed] < int(label.removeprefix("step_"))
@@ -187,14 +215,18 @@ def run_session(
 
     before: where a resumed run goes on. Raises SeedFailed after the status says so; checkpoints completed before stay.
     """
-    session = Session(config, folder, quiet, before or from_scratch(config))
+    before, alone = before or from_scratch(config), len(config.seed_groups) == 1
+    if alone:  # even a run that is done is loaded, and so refused if its state does not fit
+        before = dataclasses.replace(before, done=frozenset())
+    session = Session(config, folder, quiet, before)
     failure: SeedFailed | None = SeedFailed("interrupted", "outside")
     try:
         with session.display, stop_on_signals() as stopping:
-            if len(config.seeds) == 1:
-                _train_here(session, stopping)
+            if alone:
+                _train_here(session, config.seed_groups[0], stopping)
             else:
-                _train_in_processes(session, lock, stopping)
+                groups = [group for group in config.seed_groups if not before.done.issuperset(group)]
+                _train_in_processes(session, groups, lock, stopping)
         session.close()
         failure = None
     except SeedFailed as error:
@@ -221,9 +253,8 @@ def explain(error: BaseException) -> tuple[str, Kind]:
     return sentence, "diverged" if isinstance(error, Diverged) else "outside"
 
 
-def _train_here(session: Session, stopping: threading.Event) -> None:
-    config, (seed,) = session.config, session.config.seeds
-    training = SeedTraining(config, seed, session.folder, session, session.before.checkpoint)
+def _train_here(session: Session, group: tuple[int, ...], stopping: threading.Event) -> None:
+    training = Training(session.config, group, session.folder, session, session.before.state_of(group))
     session.begin()
     training.run(stopping.is_set)
 
@@ -248,6 +279,9 @@ class _Pipe:
     def weights(self, seed: int, step: int, weights: dict[str, np.ndarray]) -> None:
         self.send("weights", seed, step, weights)
 
+    def lost(self, seed: int) -> None:
+        self.send("lost", seed)
+
     def saved(self, seed: int, label: str, part: SeedPart) -> None:
         self.send("saved", seed, label, part)
 
@@ -262,7 +296,7 @@ class _Signals:
 
 def _train_in_child(
     config: RunConfig,
-    seed: int,
+    group: tuple[int, ...],
     folder: Path,
     resumed_from: Path | None,
     signals: _Signals,
@@ -275,8 +309,8 @@ def _train_in_child(
     end_with_parent()
     parent = _Pipe(pipe)
     try:
-        training = SeedTraining(config, seed, folder, parent, resumed_from)
-        parent.send("ready", seed)
+        training = Training(config, group, folder, parent, resumed_from)
+        parent.send("ready", group)
         signals.begin.wait()
         training.run(signals.stop.is_set)
     except EXPECTED_FAILURES as error:
@@ -299,22 +333,22 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _train_in_processes(session: Session, lock: RunLock, stopping: threading.Event) -> None:
-    # A fresh interpreter for each seed: a forked copy would inherit half of the threads of OpenMP or CUDA.
+def _train_in_processes(
+    session: Session, groups: Sequence[tuple[int, ...]], lock: RunLock, stopping: threading.Event
+) -> None:
+    # A fresh interpreter for each group: a forked copy would inherit half of the threads of OpenMP or CUDA.
     context = multiprocessing.get_context("spawn")
     signals = _Signals(context.Event(), context.Event())
     config, before = session.config, session.before
-    children: dict[Connection, tuple[int, BaseProcess]] = {}
+    children: dict[Connection, tuple[tuple[int, ...], BaseProcess]] = {}
     try:
-        for seed in config.seeds:
-            if seed in before.done:
-                continue
+        for group in groups:
             receiver, sender = context.Pipe(duplex=False)
-            arguments = (config, seed, session.folder, before.checkpoint, signals, sender, lock)
+            arguments = (config, group, session.folder, before.state_of(group), signals, sender, lock)
             child = context.Process(target=_train_in_child, args=arguments)
             child.start()
             sender.close()
-            children[receiver] = seed, child
+            children[receiver] = group, child
         if not children:
             session.begin()
         _listen(children, session, stopping.is_set, signals)
@@ -327,38 +361,50 @@ def _train_in_processes(session: Session, lock: RunLock, stopping: threading.Eve
 
 
 def _listen(
-    children: dict[Connection, tuple[int, BaseProcess]],
+    children: dict[Connection, tuple[tuple[int, ...], BaseProcess]],
     session: Session,
     stop_wanted: Callable[[], bool],
     signals: _Signals,
 ) -> None:
-    """Pass on what the seeds report until all have closed their pipes. Raises SeedFailed for the first failure."""
-    open_pipes, ready, failure = dict(children), set(), None
+    """Pass on what the seeds report until all have closed their pipes.
+
+    Raises SeedFailed for the first failure, which stops the others unless it is that of numbers that diverged.
+    """
+    open_pipes, ready = dict(children), set()
+    failure: SeedFailed | None = None
     while open_pipes:
-        if stop_wanted() or failure:
+        if stop_wanted() or (failure and failure.kind != "diverged"):
             signals.stop.set()
         if failure and not signals.begin.is_set():
             break  # the others wait for a start that will not come
         for heard in wait(list(open_pipes), timeout=0.2):
             assert isinstance(heard, Connection)
-            seed, child = open_pipes[heard]
+            group, child = open_pipes[heard]
             try:
                 kind, content = heard.recv()
             except EOFError:
                 del open_pipes[heard]
                 child.join()
-                if child.exitcode and not failure:
-                    failure = SeedFailed(f"the process of seed {seed} was killed (exit {child.exitcode})", "outside")
+                if child.exitcode:
+                    seeds = ("seed " if len(group) == 1 else "seeds ") + ", ".join(map(str, group))
+                    text = f"the process of {seeds} was killed (exit {child.exitcode})"
+                    failure = _graver(failure, SeedFailed(text, "outside"))
                 continue
             if kind == "failed":
-                failure = failure or SeedFailed(*content)
+                failure = _graver(failure, SeedFailed(*content))
             elif kind == "ready":
-                ready.add(seed)
+                ready.add(group)
                 if len(ready) == len(children):
                     session.begin()
                     signals.begin.set()
             else:
                 told = {"rows": session.rows, "progress": session.progress, "weights": session.weights}
-                (told | {"saved": session.saved})[kind](*content)
+                told |= {"lost": session.lost, "saved": session.saved}
+                told[kind](*content)
     if failure:
         raise failure
+
+
+def _graver(known: SeedFailed | None, new: SeedFailed) -> SeedFailed:
+    """The first failure counts, but for one that did not stop the run."""
+    return new if known is None or (known.kind == "diverged" and new.kind != "diverged") else known

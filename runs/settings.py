@@ -11,8 +11,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 from runs.files import read_json
 
 CONFIG = "config.json"
-# Where and when a run was made, not how.
-_NOT_SETTINGS = ("command", "environment")
+# Where and when a run was made, not how; and `seed_groups` follow from the seeds and the machine.
+_NOT_SETTINGS = ("command", "environment", "seed_groups")
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from runs.train import prepare, summarise_run
 SWEEP = "sweep.json"
 ENGINES = ("local", "ray")
 # What of a run's settings says where it ran, not what it is: a trial may go on elsewhere.
-PLACE = ("environment", "device", "threads")
+PLACE = ("environment", "device", "threads", "seed_groups")
 DONE, DEFECT, REFUSED = 0, 1, 2
 
 JobState = Literal["waiting", "running", "done", "stopped", "failed"]
@@ -108,7 +108,7 @@ def _prepare_job(trial: Trial, folder: Path, file: Path) -> Job:
     except ValueError as error:
         raise UsageError(f"'{file}', trial {trial.name}: {error}") from error
     seeds = len(config.seeds)
-    job = Job(trial, folder / trial.name, seeds, seeds * config.threads, config.steps)
+    job = Job(trial, folder / trial.name, seeds, len(config.seed_groups) * config.threads, config.steps)
     if _is_run(job.folder):
         _require_same(job.folder, config, file)
         job.state = "done" if read_status(job.folder).get("state") == "done" else "waiting"

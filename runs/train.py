@@ -16,6 +16,7 @@ import envs
 from agents.diagnostics import AgentDiagnostics
 from envs import Runner
 from envs.graphics import OpenGLMissing
+from envs.sequence import switches
 from runs import compute
 from runs.catalogue import AGENTS, default_preset, find_agent, preset_config
 from runs.checkpoint import list_checkpoints
@@ -34,6 +35,7 @@ from runs.options import (
 )
 from runs.randomness import spawn_streams
 from runs.record import State, read_table
+from runs.seed_groups import group_seeds
 from runs.session import SeedFailed, run_session
 from runs.statistics import Summary, final_values, summarise
 from runs.training import build_agent
@@ -117,7 +119,9 @@ def prepare(agent: str, arguments: Sequence[str]) -> tuple[RunConfig, TrainOptio
         preset = preset or default_preset(agent, env_id, runner.observation_spec)
         options, agent_config = parse_with_agent(TrainOptions, preset_config(agent, preset), arguments, prog, EXAMPLE)
         config = _run_config(agent, agent_config, preset, options, env_settings, runner)
-        _try_to_build(config, runner)
+        groups = choose_groups(config, options.seeds_as, runner)
+        threads = compute.resolve_threads(options.threads, len(groups), shows_images(runner))
+        config = dataclasses.replace(config, seed_groups=groups, threads=threads)
         if config.film:
             runner.reset()
             runner.render(0, 64, 64)  # so that what is missing for pictures is found now
@@ -140,7 +144,6 @@ def _run_config(
     if options.histograms and not options.tensorboard:
         raise UsageError("--histograms are for TensorBoard, which --no-tensorboard switches off")
     device = compute.resolve_device(options.device)
-    images = len(runner.observation_spec.shape) > 1
     return RunConfig(
         agent=agent,
         env=options.env,
@@ -155,7 +158,7 @@ def _run_config(
         log_every=min(1_000, max(1, options.steps // 100)),
         diagnostics_every=options.diagnostics_every,
         device=device.type,
-        threads=compute.resolve_threads(options.threads, options.seeds, images),
+        threads=options.threads,
         compiled=options.compile,
         overlap=options.overlap,
         bf16=options.bf16,
@@ -172,10 +175,29 @@ def _run_config(
     )
 
 
-def _try_to_build(config: RunConfig, runner: Runner) -> None:
-    """Build the agent once on the CPU: what does not fit the environment is found before anything is written."""
+def choose_groups(config: RunConfig, seeds_as: str, runner: Runner) -> tuple[tuple[int, ...], ...]:
+    """Which seeds train as one population. runner: of the run's environments.
+
+    Raises ValueError if the agent does not fit the environment, or not as it is wanted; nothing is written before.
+    """
+    _try_to_build(config, runner, 0)
+    try:
+        _try_to_build(config, runner, (0,))
+        liftable = switches(runner) is None  # interventions at a change of task know one seed
+    except ValueError:
+        liftable = False
+    return group_seeds(seeds_as, config.seeds, liftable, torch.device(config.device), shows_images(runner))
+
+
+def shows_images(runner: Runner) -> bool:
+    """Whether observations are more than vectors."""
+    return len(runner.observation_spec.shape) > 1
+
+
+def _try_to_build(config: RunConfig, runner: Runner, seeds: int | tuple[int, ...]) -> None:
+    """Build the agent once on the CPU. Raises ValueError if it does not fit the environment."""
     cpu = torch.device("cpu")
-    agent = build_agent(config, runner, cpu, spawn_streams(0, cpu))
+    agent = build_agent(config, runner, cpu, spawn_streams(seeds, cpu))
     if config.diagnostics_every is not None:
         AgentDiagnostics(agent)
 

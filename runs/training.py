@@ -1,9 +1,11 @@
-"""One seed of a training run: the loop in which an agent meets its environments."""
+"""Seeds of a run that train together: the loop in which an agent meets its environments."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 import envs
 from agents.agent import Agent, Metrics
 from agents.diagnostics import AgentDiagnostics
-from agents.population import RandomStream
+from agents.population import Axes, RandomStream, of_seed
 from envs import Runner, Step
 from envs.overlap import InBackground
 from envs.sequence import switches
@@ -23,11 +25,12 @@ from runs.catalogue import find_agent
 from runs.checkpoint import SeedPart
 from runs.checkpoint_writer import CheckpointWriter
 from runs.config import RunConfig
-from runs.evaluation import evaluate
+from runs.evaluation import Scores, evaluate
 from runs.keeping import plasticity_of
 from runs.randomness import spawn_streams, stream_seed
 from runs.record import Row
 from runs.settings import made_by
+from runs.side_by_side import SideBySide
 
 
 class Diverged(ArithmeticError):
@@ -49,6 +52,10 @@ class Listener(Protocol):
         """Every parameter of the agent's networks by its name in TensorBoard; only if the run wants histograms."""
         ...
 
+    def lost(self, seed: int) -> None:
+        """Nothing more will come of this seed: its numbers are no longer finite."""
+        ...
+
     def saved(self, seed: int, label: str, part: SeedPart) -> None:
         """The seed's files for checkpoint `label` are written; LAST is the one with which its training ends.
 
@@ -68,10 +75,13 @@ def one_line(error: BaseException) -> str:
 
 
 class Episodes:
-    """The episodes that ended since the last look, kept on the device so that no step waits for it."""
+    """The episodes that ended since the last look, kept on the device so that no step waits for it.
 
-    def __init__(self, known: list[tuple[int, float, float]] | None = None) -> None:
-        self.known = known or []  # fetched from the device, not drained yet
+    known: (step, return, length) for each seed, those fetched from the device but not drained yet.
+    """
+
+    def __init__(self, known: Sequence[Sequence[tuple[int, float, float]]] = ((),)) -> None:
+        self.known = [list(own) for own in known]
         self.steps: list[int] = []
         self.ended: list[tuple[Tensor, Tensor, Tensor]] = []
 
@@ -80,19 +90,19 @@ class Episodes:
         self.steps.append(at)
         self.ended.append((step.episode_ended.clone(), step.episode_return.clone(), step.episode_length.clone()))
 
-    def fetch(self) -> list[tuple[int, float, float]]:
-        """(step, return, length) of every ended episode, oldest first."""
+    def fetch(self, index: int = 0) -> list[tuple[int, float, float]]:
+        """(step, return, length) of every ended episode of one seed, oldest first."""
         if self.ended:
-            ended, returns, lengths = (torch.stack(column).cpu() for column in zip(*self.ended, strict=True))  # [T, N]
-            self.known += [
-                (self.steps[t], float(returns[t, n]), float(lengths[t, n])) for t, n in ended.nonzero().tolist()
-            ]
+            columns = (torch.stack(column).cpu() for column in zip(*self.ended, strict=True))
+            ended, returns, lengths = (column.view(len(column), len(self.known), -1) for column in columns)  # [T, S, N]
+            for t, s, n in ended.nonzero().tolist():
+                self.known[s].append((self.steps[t], float(returns[t, s, n]), float(lengths[t, s, n])))
             self.steps, self.ended = [], []
-        return self.known
+        return self.known[index]
 
-    def drain(self) -> list[tuple[int, float, float]]:
+    def drain(self, index: int = 0) -> list[tuple[int, float, float]]:
         """The same, and forget them."""
-        found, self.known = self.fetch(), []
+        found, self.known[index] = self.fetch(index), []
         return found
 
 
@@ -117,19 +127,31 @@ def build_agent(config: RunConfig, runner: Runner, device: torch.device, streams
     return agent
 
 
-def network_weights(agent: Agent) -> dict[str, np.ndarray]:
-    """{"weights/actor/layers.0.weight": …} of every network that an agent trains; targets only follow those."""
+def network_weights(agent: Agent, index: int, lead: Axes) -> dict[str, np.ndarray]:
+    """{"weights/actor/layers.0.weight": …} of every network that a seed's agent trains; targets only follow those."""
     networks = {name: part for name, part in vars(agent).items() if isinstance(part, nn.Module)}
     return {
-        f"weights/{network}/{name}": parameter.detach().float().cpu().numpy()
+        f"weights/{network}/{name}": of_seed(parameter.detach(), index, lead).float().cpu().numpy()
         for network, module in networks.items()
         if not network.startswith("target_")
         for name, parameter in module.named_parameters()
     }
 
 
-class SeedTraining:
-    """Agent, environments and counters of one seed; `run` is the loop.
+@dataclass
+class Member:
+    """What one of the seeds that train together has for itself. lost: why it cannot go on."""
+
+    seed: int
+    writer: CheckpointWriter
+    row_count: int = 0
+    evaluation_due: bool = True
+    last_return: float | None = None
+    lost: str | None = None
+
+
+class Training:
+    """Agent, environments and counters of seeds that train together, one or a population; `run` is the loop.
 
     resumed_from: the checkpoint to go on from. Raises Damaged or CannotContinue if that is impossible.
 
@@ -137,69 +159,88 @@ class SeedTraining:
     behind the rows of its step, and has nothing left to tell. One made because of a stop may lie before the evaluation
     of its step (`evaluation_due`) and holds what has not been logged yet; then the rows are the same as if the run had
     never been stopped.
+
+    A seed whose numbers are no longer finite is lost: it is told and saved no more, and the others go on.
     """
 
     def __init__(
-        self, config: RunConfig, seed: int, folder: Path, listener: Listener, resumed_from: Path | None = None
+        self,
+        config: RunConfig,
+        seeds: Sequence[int],
+        folder: Path,
+        listener: Listener,
+        resumed_from: Path | None = None,
     ):
-        self.config, self.seed, self.listener = config, seed, listener
+        self.config, self.seeds, self.listener = config, tuple(seeds), listener
+        self.lead: Axes = () if len(seeds) == 1 else (len(seeds),)
         self.device = torch.device(config.device)
         compute.set_up(self.device, config.threads)
-        environment_seed = stream_seed(seed, "environment")
-        self.runner: Runner = envs.make(
-            config.env, config.num_envs, environment_seed, self.device, config.threads, **config.env_settings
-        )
-        if config.overlap:
-            self.runner = InBackground(self.runner)
-        self.streams = spawn_streams(seed, self.device)
-        self.agent = build_agent(config, self.runner, self.device, self.streams)
+        self.runners = SideBySide([self._new_runner(seed) for seed in seeds], self.lead)
+        self.streams = spawn_streams(self.seeds if self.lead else self.seeds[0], self.device)
+        self.agent = build_agent(config, self.runners.runners[0], self.device, self.streams)
         self.diagnostics = None if config.diagnostics_every is None else AgentDiagnostics(self.agent)
-        self.obs = self.runner.reset()
-        self.episodes = Episodes()
+        self.obs = self.runners.reset()
+        self.episodes = Episodes([() for _ in seeds])
         self.metrics: Metrics = {}
-        self.row_count = 0
-        self.evaluation_due = True
-        self.last_return: float | None = None
-        self.writer = CheckpointWriter(folder, seed, lambda label, part: listener.saved(seed, label, part))
+        self.members = [Member(seed, self._new_writer(folder, seed)) for seed in seeds]
         if resumed_from is not None:
             self._resume(resumed_from)
 
+    def _new_runner(self, seed: int) -> Runner:
+        config = self.config
+        environment_seed = stream_seed(seed, "environment")
+        runner: Runner = envs.make(
+            config.env, config.num_envs, environment_seed, self.device, config.threads, **config.env_settings
+        )
+        return InBackground(runner) if config.overlap else runner
+
+    def _new_writer(self, folder: Path, seed: int) -> CheckpointWriter:
+        return CheckpointWriter(folder, seed, lambda label, part: self.listener.saved(seed, label, part))
+
     def _resume(self, folder: Path) -> None:
-        state = checkpoint.read_seed(folder, self.seed)
+        states = [checkpoint.read_seed(folder, seed) for seed in self.seeds]
         try:
-            self.load_state_dict(state)
+            self.load_state_dicts(states)
         except checkpoint.Damaged:
             raise
         except MISFITS as error:
             maker = made_by(self.config.environment)
             raise CannotContinue(f"{folder} does not fit this installation: {one_line(error)}; {maker}") from error
-        self.writer.resume_from(folder, state)
+        for member, state in zip(self.members, states, strict=True):
+            member.writer.resume_from(folder, state)
 
     def run(self, stop: Callable[[], bool]) -> None:
         """Train to the end, or until `stop`; either way the last thing done is a checkpoint.
 
-        Raises Diverged or OSError; checkpoints written before stay.
+        Raises OSError, or Diverged if seeds were lost, when the others are through; checkpoints written before stay.
         """
         try:
             self._loop(stop)
             self._save(LAST)
-            self.writer.wait()
-        except FloatingPointError as error:
-            # A broken network soon breaks the simulator; if a loss went first, it is the one to name.
-            self._log(None)
-            raise Diverged(f"{error}, at step {self.agent.steps} of seed {self.seed}") from error
+            for _, member in self._remaining():
+                member.writer.wait()
         finally:
-            self.writer.close()
-            self.runner.close()
+            for member in self.members:
+                member.writer.close()
+            self.runners.close()
+        lost = [member.lost for member in self.members if member.lost is not None]
+        if lost:
+            raise Diverged("; ".join(lost))
+
+    def _remaining(self) -> list[tuple[int, Member]]:
+        """The seeds that are not lost, with their indices."""
+        return [(index, member) for index, member in enumerate(self.members) if member.lost is None]
 
     def _loop(self, stop: Callable[[], bool]) -> None:
         config, agent = self.config, self.agent
         self._evaluate(stop)
         clock, clock_steps = time.perf_counter(), agent.steps
-        while agent.steps < config.steps and not stop():
-            self.writer.raise_if_failed()
+        while self._remaining() and agent.steps < config.steps and not stop():
+            for member in self.members:
+                member.writer.raise_if_failed()
             before = agent.steps
             self.advance()
+            self._lose_broken(self.runners.errors)
             diagnosed = self._diagnose(before)
             checkpoint_due = self._due(before, config.checkpoint_every) and agent.steps < config.steps
             if self._due(before, config.log_every):
@@ -210,7 +251,8 @@ class SeedTraining:
                 # The newest numbers are looked at first, so that no broken agent takes the place of a good one.
                 self._log(None)
             if self._due(before, config.eval_every):
-                self.evaluation_due = True
+                for member in self.members:
+                    member.evaluation_due = True
                 paused = time.perf_counter()
                 self._evaluate(stop)
                 clock += time.perf_counter() - paused
@@ -219,21 +261,21 @@ class SeedTraining:
 
     def advance(self) -> None:
         """One action in every environment, the gradient steps it makes due, and what a change of task makes due."""
-        tasks = len(switches(self.runner) or ())
+        tasks = len(switches(self.runners.runners[0]) or ())
         with compute.small_products(self.config.num_envs):
             action = self.agent.act(self.obs, explore=True)
         if self.config.overlap:
-            self.runner.send(action)
+            self.runners.send(action)
             self._learn()
-            step = self.runner.recv()
+            step = self.runners.recv()
             self.agent.observe(step)
         else:
-            step = self.runner.step(action)
+            step = self.runners.step(action)
             self.agent.observe(step)
             self._learn()
         self.episodes.add(step, self.agent.steps)
         self.obs = step.obs
-        if len(switches(self.runner) or ()) > tasks:
+        if len(switches(self.runners.runners[0]) or ()) > tasks:
             self.agent.plasticity.at_boundary()
 
     def _learn(self) -> None:
@@ -249,7 +291,7 @@ class SeedTraining:
         if not self._due(before, every) or self.agent.updates == 0:
             return False
         # What is drawn depends on seed and step alone, so there is nothing to save.
-        source = torch.Generator(self.device).manual_seed(stream_seed(self.seed, "diagnostics", now))
+        source = torch.Generator(self.device).manual_seed(stream_seed(self.seeds[0], "diagnostics", now))
         self.metrics |= diagnostics.measure(RandomStream(source))
         return True
 
@@ -259,84 +301,141 @@ class SeedTraining:
         return now // every > before // every or now >= self.config.steps
 
     def _log(self, steps_per_second: float | None) -> None:
-        now, seed = self.agent.steps, self.seed
-        rows = self._episode_rows()
-        rows += [Row(now, name, float(value), seed) for name, value in self.metrics.items()]
+        values = self._metric_values()
+        for index, member in self._remaining():
+            self._log_seed(index, member, values, steps_per_second)
         self.metrics = {}
-        if self.runner.diverged_episodes:
-            rows.append(Row(now, "train/diverged_episodes", self.runner.diverged_episodes, seed))
+
+    def _metric_values(self) -> dict[str, list[float]]:
+        """The newest metrics, of every seed."""
+        return {name: value.reshape(-1).tolist() for name, value in self.metrics.items()}
+
+    def _log_seed(
+        self, index: int, member: Member, values: dict[str, list[float]], steps_per_second: float | None
+    ) -> None:
+        now, seed = self.agent.steps, member.seed
+        rows = self._episode_rows(index, member)
+        rows += [Row(now, name, of_seeds[index], seed) for name, of_seeds in values.items()]
+        if diverged := self.runners.runners[index].diverged_episodes:
+            rows.append(Row(now, "train/diverged_episodes", diverged, seed))
         if steps_per_second is not None:
             rows.append(Row(now, "speed/steps_per_second", steps_per_second, seed))
-        self._tell(rows)
-        for row in rows:
-            if row.value is None:
-                raise Diverged(f"{row.name} became {row.missing} at step {row.step} of seed {seed}")
-        self.listener.progress(seed, now, self.last_return)
+        self._tell(member, rows)
+        broken = next((row for row in rows if row.value is None), None)
+        if broken is not None:
+            self._lose(index, f"{broken.name} became {broken.missing} at step {broken.step} of seed {seed}")
+            return
+        self.listener.progress(seed, now, member.last_return)
 
-    def _episode_rows(self) -> list[Row]:
+    def _episode_rows(self, index: int, member: Member) -> list[Row]:
         rows = []
-        for at, return_, length in self.episodes.drain():
-            rows += [Row(at, "train/return", return_, self.seed), Row(at, "train/length", length, self.seed)]
-            self.last_return = return_
+        for at, return_, length in self.episodes.drain(index):
+            rows += [Row(at, "train/return", return_, member.seed), Row(at, "train/length", length, member.seed)]
+            member.last_return = return_
         return rows
 
-    def _tell(self, rows: list[Row]) -> None:
-        self.row_count += len(rows)
-        self.listener.rows(self.seed, rows)
+    def _tell(self, member: Member, rows: list[Row]) -> None:
+        member.row_count += len(rows)
+        self.listener.rows(member.seed, rows)
+
+    def _lose(self, index: int, why: str) -> None:
+        member = self.members[index]
+        member.lost = why
+        self.runners.rest(index)
+        member.writer.wait()  # what it has written so far still counts
+        self.listener.lost(member.seed)
+
+    def _lose_broken(self, errors: Mapping[int, FloatingPointError]) -> None:
+        """Lose the seeds whose environments, of training or of an evaluation, met numbers that are not finite."""
+        for index, member in self._remaining():
+            if index not in errors:
+                continue
+            # A broken network soon breaks the simulator; if a loss went first, it is the one to name.
+            self._log_seed(index, member, self._metric_values(), None)
+            if member.lost is None:
+                self._lose(index, f"{errors[index]}, at step {self.agent.steps} of seed {member.seed}")
 
     def _evaluate(self, stop: Callable[[], bool]) -> None:
-        """Evaluate if it is due, unless `stop` comes first; then it stays due and has changed nothing."""
-        if not self.evaluation_due:
+        """Evaluate where it is due, unless `stop` comes first; then it stays due and has changed nothing."""
+        due = [index for index, member in self._remaining() if member.evaluation_due]
+        if not due:
             return
         config, now = self.config, self.agent.steps
-        environment_seed = stream_seed(self.seed, "evaluation_environment", now)
+        environment_seeds = [stream_seed(seed, "evaluation_environment", now) for seed in self.seeds]
         # So that an evaluation can be repeated, what agents draw in it depends on seed and step alone.
-        self.streams["evaluation"].manual_seed([stream_seed(self.seed, "evaluation", now)])
+        draws = [stream_seed(seed, "evaluation", now) for seed in self.seeds]
+        self.streams["evaluation"].manual_seed(draws)
+        others = set(range(len(self.seeds))) - set(due)
         scores = evaluate(
-            self.agent, config.env, config.env_settings, config.eval_episodes, environment_seed, self.device, stop
+            self.agent,
+            config.env,
+            config.env_settings,
+            config.eval_episodes,
+            environment_seeds,
+            self.device,
+            stop,
+            others,
         )
+        self.streams["evaluation"].manual_seed(draws)  # how often it was drawn from depends on the slowest seed
         if scores is None:
             return
-        self.evaluation_due = False
-        returns, lengths = scores
+        self._lose_broken(scores.errors)
+        for index in due:
+            member = self.members[index]
+            if member.lost is None:
+                self._tell_scores(index, member, scores)
+
+    def _tell_scores(self, index: int, member: Member, scores: Scores) -> None:
+        now, seed = self.agent.steps, member.seed
+        member.evaluation_due = False
         self._tell(
+            member,
             [
-                *self._episode_rows(),  # ended before: the steps in a seed's rows never fall
-                Row(now, "eval/return", float(returns.mean()), self.seed),
-                Row(now, "eval/length", float(lengths.float().mean()), self.seed),
-            ]
+                *self._episode_rows(index, member),  # ended before: the steps in a seed's rows never fall
+                Row(now, "eval/return", float(scores.returns[index].mean()), seed),
+                Row(now, "eval/length", float(scores.lengths[index].float().mean()), seed),
+            ],
         )
-        if config.histograms:
-            self.listener.weights(self.seed, now, network_weights(self.agent))
+        if self.config.histograms:
+            self.listener.weights(seed, now, network_weights(self.agent, index, self.lead))
 
     def _save(self, label: str) -> None:
-        for name, value in self.metrics.items():
-            if not value.isfinite():
-                self._log(None)  # raises Diverged
-                raise Diverged(f"{name} is not finite at step {self.agent.steps} of seed {self.seed}")
-        done = self.agent.steps >= self.config.steps and not self.evaluation_due
-        self.writer.save(label, self.agent.steps, self.row_count, done, self.state_dict())
+        values, steps = self._metric_values(), self.agent.steps
+        for index, member in self._remaining():
+            if not all(math.isfinite(of_seeds[index]) for of_seeds in values.values()):
+                self._log_seed(index, member, values, None)  # names what is not, and loses the seed
+                continue
+            done = steps >= self.config.steps and not member.evaluation_due
+            member.writer.save(label, steps, member.row_count, done, self.state_dict(index))
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that decides the future of this seed. Tensors and rings are the living ones, not copies."""
+    def state_dict(self, index: int = 0) -> dict[str, Any]:
+        """Everything that decides the future of one seed. Tensors and rings are the living ones, not copies."""
         return {
-            "agent": self.agent.state_dict(),
-            "runner": self.runner.state_dict(),
-            "obs": self.obs,
-            "episodes": list(self.episodes.fetch()),
-            "metrics": dict(self.metrics),
-            "row_count": self.row_count,
-            "evaluation_due": self.evaluation_due,
+            "agent": self.agent.state_dict(index),
+            "runner": self.runners.runners[index].state_dict(),
+            "obs": of_seed(self.obs, index, self.lead),
+            "episodes": list(self.episodes.fetch(index)),
+            "metrics": of_seed(self.metrics, index, self.lead),
+            "row_count": self.members[index].row_count,
+            "evaluation_due": self.members[index].evaluation_due,
             "diagnosing": {} if self.diagnostics is None else self.diagnostics.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
-        self.agent.load_state_dict(state["agent"])
-        self.runner.load_state_dict(state["runner"])
-        self.obs = state["obs"].to(self.device, copy=True)
-        self.episodes = Episodes([tuple(episode) for episode in state["episodes"]])
-        self.metrics = {name: value.to(self.device) for name, value in state["metrics"].items()}
+    def load_state_dicts(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Go on where `state_dict` was taken, of each seed. Raises ValueError if they are not of the same step."""
+        if len({state["agent"]["steps"] for state in states}) != 1:
+            raise ValueError("seeds that train as one population must be at the same step")
+        for index, (member, state) in enumerate(zip(self.members, states, strict=True)):
+            self.agent.load_state_dict(state["agent"], index)
+            self.runners.runners[index].load_state_dict(state["runner"])
+            member.row_count, member.evaluation_due = int(state["row_count"]), bool(state["evaluation_due"])
+        self.episodes = Episodes([[tuple(episode) for episode in state["episodes"]] for state in states])
+        self.obs = self._together([state["obs"] for state in states])
+        names = states[0]["metrics"]
+        self.metrics = {name: self._together([state["metrics"][name] for state in states]) for name in names}
         if self.diagnostics is not None:
-            self.diagnostics.load_state_dict(state["diagnosing"])
-        self.row_count, self.evaluation_due = int(state["row_count"]), bool(state["evaluation_due"])
+            self.diagnostics.load_state_dict(states[0]["diagnosing"])
+
+    def _together(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Copies on the device, with the axis of seeds in front."""
+        return torch.stack([t.to(self.device) for t in tensors]) if self.lead else tensors[0].to(self.device, copy=True)

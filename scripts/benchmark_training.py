@@ -29,12 +29,13 @@ def ours(agent: str, threads: int, bf16: bool) -> Callable[[int], None]:
     """The loop of `neoteny train`, without evaluation and checkpoints. Settings are the agent's defaults."""
     from runs.catalogue import preset_config
     from runs.config import RunConfig
-    from runs.training import SeedTraining
+    from runs.training import Training
 
     class Silent:
         def rows(self, seed: int, rows: list[Any]) -> None: ...
         def progress(self, seed: int, step: int, return_: float | None) -> None: ...
         def weights(self, seed: int, step: int, weights: dict[str, Any]) -> None: ...
+        def lost(self, seed: int) -> None: ...
         def saved(self, seed: int, label: str, part: Any) -> None: ...
 
     agent_config = dataclasses.replace(preset_config(agent, None), warmup_steps=WARMUP)
@@ -57,7 +58,7 @@ def ours(agent: str, threads: int, bf16: bool) -> Callable[[int], None]:
         preset=None,
         agent_config=agent_config,
     )
-    training = SeedTraining(config, 0, Path(tempfile.mkdtemp()), Silent())
+    training = Training(config, (0,), Path(tempfile.mkdtemp()), Silent())
 
     def block(steps: int) -> None:
         for _ in range(steps):

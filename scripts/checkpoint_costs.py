@@ -26,7 +26,7 @@ from runs import checkpoint
 from runs.catalogue import preset_config
 from runs.checkpoint import SeedPart
 from runs.config import RunConfig
-from runs.training import SeedTraining
+from runs.training import Training
 
 EVERY = 10_000
 
@@ -40,12 +40,13 @@ class Completer:
     def rows(self, seed: int, rows: list[Any]) -> None: ...
     def progress(self, seed: int, step: int, return_: float | None) -> None: ...
     def weights(self, seed: int, step: int, weights: dict[str, Any]) -> None: ...
+    def lost(self, seed: int) -> None: ...
 
     def saved(self, seed: int, label: str, part: SeedPart) -> None:
         checkpoint.complete(self.run, label, {seed: part}, {"table_bytes": 0})
 
 
-def open_training(agent: str, env: str, capacity: int, run: Path, **changes: Any) -> SeedTraining:
+def open_training(agent: str, env: str, capacity: int, run: Path, **changes: Any) -> Training:
     """One seed with the agent's published settings, its replay of `capacity` rows filled to the last slot."""
     agent_config = dataclasses.replace(preset_config(agent, None), replay_capacity=capacity, warmup_steps=0, **changes)
     config = RunConfig(
@@ -66,7 +67,7 @@ def open_training(agent: str, env: str, capacity: int, run: Path, **changes: Any
         agent_config=agent_config,
     )
     run.mkdir()
-    training = SeedTraining(config, 0, run, Completer(run))
+    training = Training(config, (0,), run, Completer(run))
     replay: Any = training.agent.replay  # type: ignore[attr-defined]
     # Noise does not compress and does not repeat: no chunk is like another.
     content = replay.frame.view(torch.uint8) if replay.frame.dtype != torch.uint8 else replay.frame
@@ -79,21 +80,21 @@ def open_training(agent: str, env: str, capacity: int, run: Path, **changes: Any
     return training
 
 
-def add_rows(training: SeedTraining, count: int) -> None:
+def add_rows(training: Training, count: int) -> None:
     """Act and observe without learning."""
     for _ in range(count):
         action = training.agent.act(training.obs, explore=True)
-        step = training.runner.step(action)
+        step = training.runners.step(action)
         training.agent.observe(step)
         training.obs = step.obs
 
 
-def save(training: SeedTraining) -> tuple[float, float]:
+def save(training: Training) -> tuple[float, float]:
     """Make a checkpoint. Returns for how many seconds training stood still, and when the checkpoint was complete."""
     began = time.perf_counter()
     training._save(f"step_{training.agent.steps}")
     stood_still = time.perf_counter() - began
-    training.writer.wait()
+    training.members[0].writer.wait()
     return stood_still, time.perf_counter() - began
 
 
@@ -112,7 +113,7 @@ def measure_costs(name: str, agent: str, env: str, capacity: int, folder: Path) 
     for _ in range(3):
         add_rows(training, EVERY)
         later.append((*save(training), *written_bytes(run)))
-    training.runner.close()
+    training.runners.close()
     for what, found in (
         ("first", first),
         (f"after {EVERY:,} rows", tuple(map(statistics.median, zip(*later, strict=True)))),
@@ -141,7 +142,7 @@ def measure_slow_down(name: str, agent: str, env: str, capacity: int, rounds: in
             still.append(wall)
         seconds[saving].append(time.process_time() - cpu)
         training.episodes.drain()
-    training.runner.close()
+    training.runners.close()
     ratios = [with_ / without - 1 for with_, without in zip(seconds[True], seconds[False], strict=True)]
     ratio, low, high = statistics.median(ratios), min(ratios), max(ratios)
     block = statistics.median(seconds[False])

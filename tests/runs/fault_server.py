@@ -135,16 +135,16 @@ def _count_operations(request: dict[str, Any], counter: int) -> None:
 
 
 def _send_signals(signals: dict[int, int]) -> None:
-    from runs.training import SeedTraining
+    from runs.training import Training
 
-    advance = SeedTraining.advance
+    advance = Training.advance
 
-    def advance_and_send(self: SeedTraining) -> None:
+    def advance_and_send(self: Training) -> None:
         advance(self)
         if self.agent.steps in signals:
             os.kill(os.getpid(), signals[self.agent.steps])
 
-    SeedTraining.advance = advance_and_send
+    Training.advance = advance_and_send
 
 
 if __name__ == "__main__":

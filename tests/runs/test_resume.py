@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -23,7 +22,7 @@ from runs.record import read_table
 from runs.recovery import differences
 from runs.resume import require_environment
 from tests.runs.fault_server import ROOT, FaultServer
-from tests.runs.same_run import assert_same, told
+from tests.runs.same_run import assert_same, put_together, told
 
 COMMON = ["--steps", "120", "--hidden", "8", "8", "--batch-size", "4", "--warmup-steps", "10", "--eval-every", "50"]
 COMMON += ["--checkpoint-every", "40", "--quiet"]
@@ -211,7 +210,9 @@ def test_lost_rows_are_refused(run, capsys):
 
 FOREIGN = {
     "other seeds": (
-        lambda run: write_json(run / "config.json", {**read_json(run / "config.json"), "seeds": [0, 1]}),
+        lambda run: write_json(
+            run / "config.json", {**read_json(run / "config.json"), "seeds": [0, 1], "seed_groups": []}
+        ),
         "has the seeds [0], config.json [0, 1]",
     ),
     "a GPU": (
@@ -266,7 +267,8 @@ def test_other_threads_are_a_warning_that_stays_in_the_record(server, run):
 
 @pytest.fixture(scope="module")
 def two_seeds(tmp_path_factory) -> list[str]:
-    return [sys.executable, "-m", "runs.cli", "train", "td3", "--env", "gym/Pendulum-v1", *COMMON, *SHORT]
+    command = [sys.executable, "-m", "runs.cli", "train", "td3", "--env", "gym/Pendulum-v1", *COMMON, *SHORT]
+    return [*command, "--seeds-as", "processes"]
 
 
 def start(command: list[str]) -> subprocess.Popen[str]:
@@ -336,15 +338,7 @@ def test_seeds_far_apart_share_checkpoints(server, tmp_path, two_seeds):
     for seed, fault in (("0", {"signals": {54: signal.SIGTERM}}), ("1", {})):
         server.run(*train, "--name", seed, "--seeds", "1", "--seed", seed, **fault)
     run = out / "run"
-    (run / "checkpoints").mkdir(parents=True)
-    config = dataclasses.replace(RunConfig.load(out / "0"), seeds=(0, 1))
-    config.save(run)
-    table = (out / "1" / "metrics.jsonl").read_bytes() + (out / "0" / "metrics.jsonl").read_bytes()
-    (run / "metrics.jsonl").write_bytes(table)
-    folder = checkpoint.staging(run, "last")
-    parts = {seed: checkpoint.carry_over(checkpoint.newest(out / str(seed)), seed, folder) for seed in (0, 1)}
-    extra = {"table_bytes": len(table), "wall_seconds": 1.0, "differences": []}
-    assert checkpoint.complete(run, "last", parts, extra).name == "step_54"
+    assert put_together(run, {0: out / "0", 1: out / "1"}).name == "step_54"
     command = [sys.executable, "-m", "runs.cli", "resume", str(run), "--quiet"]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr

@@ -21,7 +21,7 @@ from runs.config import RunConfig
 from runs.files import read_json
 from runs.record import read_table
 from runs.statistics import final_values
-from runs.training import Episodes, SeedTraining
+from runs.training import Episodes, Training
 from tests.agents.fakes import make_step
 
 ROOT = Path(__file__).parents[2]
@@ -39,6 +39,7 @@ def finished(tmp_path_factory) -> tuple[Path, dict]:
     out = tmp_path_factory.mktemp("finished")
     command = [sys.executable, "-m", "runs.cli", "train", "sac", *QUICK, "--out", str(out), "--name", "run"]
     command += ["--steps", "600", "--seeds", "2", "--seed", "5", "--json", "--checkpoint-every", "150"]
+    command += ["--seeds-as", "processes"]
     command[command.index("--no-tensorboard")] = "--histograms"
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
@@ -284,7 +285,7 @@ def test_nan_observation_stops_the_run(tmp_path, monkeypatch, capsys):
 def test_killed_seed_is_reported(tmp_path):
     """A child that dies without a word (out of memory, kill -9) fails the run instead of hanging it."""
     command = [sys.executable, "-m", "runs.cli", "train", "td3", *QUICK, "--out", str(tmp_path), "--name", "run"]
-    command += ["--steps", "500000", "--seeds", "2", "--eval-every", "100000"]
+    command += ["--steps", "500000", "--seeds", "2", "--seeds-as", "processes", "--eval-every", "100000"]
     parent = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline, children = time.monotonic() + 120, []
     while time.monotonic() < deadline and not children:
@@ -319,18 +320,19 @@ def test_training_state_holds_everything_that_moves(tmp_path):
     class Silent:
         def rows(self, *_): ...
         def progress(self, *_): ...
+        def lost(self, *_): ...
         def saved(self, *_): ...
 
     config = dataclasses.replace(
         RunConfig.load(make_config(tmp_path)), steps=10_000, eval_every=10_000, checkpoint_every=10_000
     )
-    whole = SeedTraining(config, 0, tmp_path, Silent())
+    whole = Training(config, [0], tmp_path, Silent())
     for _ in range(250):
         whole.advance()
     saved = tmp_path / "state.pt"
     torch.save(whole.state_dict(), saved)
-    other = SeedTraining(config, 0, tmp_path, Silent())
-    other.load_state_dict(torch.load(saved, weights_only=True))
+    other = Training(config, [0], tmp_path, Silent())
+    other.load_state_dicts([torch.load(saved, weights_only=True)])
     for training in (whole, other):
         for _ in range(250):
             training.advance()
