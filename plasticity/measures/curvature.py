@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
+from plasticity.measures.decomposition import eigenvalues, eigenvectors
 from plasticity.measures.ranks import erank
 from plasticity.networks.functional import (
     Function,
@@ -122,9 +123,9 @@ def hessian_erank(network: nn.Module, members: int | None, inputs: Tensor, targe
     parameters = trainable(network, members)
     if count(parameters) // len(inputs) > _FORMED:
         kernel = gradient_kernel(network, members, inputs, targets, loss)
-        return erank(torch.linalg.eigvalsh(kernel.double()).clamp(min=0))
+        return erank(eigenvalues(kernel).clamp(min=0))
     product = hessian_product(population_function(network, members), parameters, inputs, targets, loss)
-    return erank(torch.linalg.eigvalsh(_formed(product, flatten(list(parameters.values()))).double()).abs())
+    return erank(eigenvalues(_formed(product, flatten(list(parameters.values())))).abs())
 
 
 def gradient_kernel(network: nn.Module, members: int | None, inputs: Tensor, targets: Tensor, loss: Loss) -> Tensor:
@@ -228,7 +229,7 @@ def _lanczos(product: Product, start: Tensor, found: Tensor, iterations: int) ->
         vector, beside[:, step] = _direction(_orthogonal(image, basis[:, : taken + step + 1]), image)
     neighbours = torch.diag_embed(beside[:, :-1], 1)
     small = torch.diag_embed(diagonal) + neighbours + neighbours.mT
-    values, vectors = (part.to(start.dtype) for part in torch.linalg.eigh(small.double()))
+    values, vectors = (part.to(start.dtype) for part in eigenvectors(small))
     weights = vectors[:, :, -1]
     top = torch.bmm(weights.unsqueeze(1), basis[:, taken:]).squeeze(1)
     return values[:, -1], top, beside[:, -1] * weights[:, -1].abs()

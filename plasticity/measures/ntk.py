@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.func import jacrev, jvp, vjp, vmap
 
 from plasticity.measures.curvature import negative_share
+from plasticity.measures.decomposition import eigenvalues
 from plasticity.measures.ranks import erank, participation
 from plasticity.networks.functional import Function, Parameters, member_function, trainable
 
@@ -71,7 +72,7 @@ def entk(network: nn.Module, members: int | None, inputs: Tensor, reduction: Red
 
 def spectrum(kernel: Tensor) -> Tensor:
     """Eigenvalues of [K, N, N], float64 [K, N] in falling order."""
-    return torch.linalg.eigvalsh(kernel.double()).flip(1)
+    return eigenvalues(kernel).flip(1)
 
 
 def kernel_metrics(kernel: Tensor) -> dict[str, Tensor]:

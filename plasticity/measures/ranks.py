@@ -1,8 +1,8 @@
 """How many directions a matrix uses: the ranks of features and weights.
 
 Most are functions of singular values, sigma [K, r] in falling order, one row for each member; a matrix of zeros has
-rank 0 by all of them. Features are not centred. Names are those of their sources; where others call them differently,
-the docstring says so.
+rank 0 by all of them, one that is not finite has rank nan. Features are not centred. Names are those of their sources;
+where others call them differently, the docstring says so.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import math
 
 import torch
 from torch import Tensor
+
+from plasticity.measures.decomposition import singular_values
 
 
 def feature_matrix(h: Tensor, rows: int = 1024) -> Tensor:
@@ -24,16 +26,14 @@ def feature_matrix(h: Tensor, rows: int = 1024) -> Tensor:
     return positions[:, :: math.ceil(positions.shape[1] / rows)]
 
 
-def singular_values(matrix: Tensor) -> Tensor:
-    """Of each matrix of [K, n, d], float64 [K, min(n, d)]. Ranks of features are comparable for n >= 2 d."""
-    return torch.linalg.svdvals(matrix.double())
-
-
 def erank(sigma: Tensor) -> Tensor:
-    """Effective rank exp(-Σ p ln p) with p = σ / Σ σ, [K] (Roy & Vetterli 2007, equation 4)."""
+    """Effective rank exp(-Σ p ln p) with p = σ / Σ σ, [K] (Roy & Vetterli 2007, equation 4).
+
+    Ranks of features are comparable for at least twice as many samples as features.
+    """
     total = sigma.sum(1, keepdim=True)
     entropy = torch.special.entr(sigma / _positive(total)).sum(1)
-    return torch.where(total.squeeze(1) > 0, entropy.exp(), 0)
+    return torch.where(total.squeeze(1) > 0, entropy.exp(), 0 * total.squeeze(1))
 
 
 def srank(sigma: Tensor, delta: float = 0.01) -> Tensor:
@@ -66,7 +66,7 @@ def participation(sigma: Tensor) -> Tensor:
 
 def feature_rank(sigma: Tensor, samples: int, epsilon: float = 0.01) -> Tensor:
     """Number of singular values of Φ / sqrt(samples) above epsilon, [K] (Lyle et al. 2022, arXiv:2204.09560, eq. 2)."""
-    return (sigma / math.sqrt(samples) > epsilon).sum(1)
+    return (sigma / math.sqrt(samples) > epsilon).sum(1) + 0 * sigma[:, 0]
 
 
 def weight_rank(weight: Tensor) -> Tensor:
@@ -75,15 +75,16 @@ def weight_rank(weight: Tensor) -> Tensor:
     What rounding to the weights' own type may have made of a 0 counts as 0, as in `torch.linalg.matrix_rank`.
     """
     matrix = weight.flatten(2)
-    rounding = max(matrix.shape[1:]) * torch.finfo(weight.dtype).eps
-    return torch.linalg.matrix_rank(matrix.double(), rtol=rounding) / min(matrix.shape[1:])
+    sigma = singular_values(matrix)
+    rounding = max(matrix.shape[1:]) * torch.finfo(weight.dtype).eps * sigma[:, :1]
+    return ((sigma > rounding).sum(1) + 0 * sigma[:, 0]) / min(matrix.shape[1:])
 
 
 def _fewest(values: Tensor, share: float) -> Tensor:
     """How many of the values [K, r], largest first, it takes to reach `share` of their sum, [K]; 0 if all are 0."""
     total = values.sum(1, keepdim=True)
     short = (values.cumsum(1) < share * total).sum(1)
-    return torch.where(total.squeeze(1) > 0, (short + 1).clamp(max=values.shape[1]), 0)
+    return torch.where(total.squeeze(1) > 0, (short + 1).clamp(max=values.shape[1]), 0 * total.squeeze(1))
 
 
 def _positive(x: Tensor) -> Tensor:

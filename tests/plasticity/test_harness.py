@@ -257,3 +257,15 @@ def test_a_refused_step_is_told_once_through_the_harness_and_a_resumed_trial():
 
 def test_chance_is_the_commonest_label():
     assert majority_share(torch.tensor([[0, 1, 1, 1], [2, 0, 2, 1]]), 5).tolist() == [0.75, 0.5]
+
+
+def test_a_member_that_diverges_leaves_the_others_what_they_measure():
+    """With all diagnostics on, curvature included."""
+    calm, torn = (Trial(TOY, [], [0, 1], diagnostics=Diagnostics(every=3, curvature=True)) for _ in range(2))
+    with torch.no_grad():
+        next(torn.network.parameters())[1] = torch.inf
+    for ours, theirs in zip(run(torn), run(calm), strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            torch.testing.assert_close(ours[name][0], value[0], equal_nan=True)
+    assert ours["online_loss"][1].isnan()

@@ -70,3 +70,17 @@ def test_weight_rank_of_a_convolution():
     weight = torch.randn(1, 4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
     weight[0, 3] = weight[0, 2]
     assert ranks.weight_rank(weight).tolist() == [0.75]
+
+
+def test_a_member_that_is_not_finite_leaves_the_others_their_ranks():
+    matrices = torch.randn(3, 20, 5, generator=torch.Generator().manual_seed(0))
+    whole = ranks.singular_values(matrices)
+    matrices[1, 3, 2] = torch.inf
+    sigma = ranks.singular_values(matrices)
+    assert torch.equal(sigma[::2], whole[::2])
+    for rank in (ranks.erank, ranks.srank, ranks.energy_rank, ranks.stable_rank, ranks.participation):
+        found = rank(sigma)
+        assert found.isnan().tolist() == [False, True, False]
+        assert torch.equal(found[::2], rank(whole)[::2])
+    assert ranks.feature_rank(sigma, 20).isnan().tolist() == [False, True, False]
+    assert ranks.weight_rank(matrices).isnan().tolist() == [False, True, False]
