@@ -4,3 +4,6 @@ Here belongs one file for each agent (hyper-parameters, networks, pure losses, `
 ring that they share, and the network layers that more than one of them uses. An agent never logs, never touches files
 and never asks which environment it is in. This room may import `plasticity` and `envs`.
 """
+
+# The modules that offer `Config` and `Agent`, by the names that users know.
+NAMES = ("beer", "ddpg", "dqn", "sac", "symphony", "td3")

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
 from types import ModuleType
 from typing import Any
 
 import torch
 
-from agents import beer, ddpg, dqn, sac, symphony, td3
+import agents
 from envs import ObservationSpec
 from runs.errors import nearest
 
-AGENTS: dict[str, ModuleType] = {"beer": beer, "ddpg": ddpg, "dqn": dqn, "sac": sac, "symphony": symphony, "td3": td3}
+AGENTS: dict[str, ModuleType] = {name: importlib.import_module(f"agents.{name}") for name in agents.NAMES}
 
 # What differs from the agent's defaults. "small" fits two cores and minutes.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {

@@ -10,18 +10,25 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 
+import agents
 from runs.errors import UsageError, nearest
 from runs.options import (
+    TRAIN_EXAMPLE,
     CompareOptions,
     DoctorOptions,
     EvaluateOptions,
     ListOptions,
+    PlasticityOptions,
     ReportOptions,
     ResumeOptions,
     SweepOptions,
+    TrainOptions,
     WatchOptions,
+    asks_for_help,
+    help_page,
     parse,
 )
+from runs.probe_options import ProbeOptions
 
 OVERVIEW = """usage: neoteny COMMAND [options]
 
@@ -46,6 +53,10 @@ Example: neoteny train sac --env gym/Pendulum-v1 --preset small --steps 10000
 
 
 def train(arguments: Sequence[str]) -> int:
+    if asks_for_help(arguments) and arguments[0].startswith("-"):  # of no agent, whose module would import torch
+        print(help_page([TrainOptions], [None], "neoteny train AGENT", TRAIN_EXAMPLE))
+        print(f"Agents: {', '.join(agents.NAMES)}; `neoteny train AGENT --help` shows the hyper-parameters of one.")
+        return 0
     from runs.train import train_command
 
     return train_command(arguments)
@@ -169,16 +180,19 @@ def sweep(arguments: Sequence[str]) -> int:
 
 def probe(arguments: Sequence[str]) -> int:
     """Runs `neoteny probe`."""
+    options = parse(ProbeOptions, arguments, "neoteny probe", "neoteny probe results/td3-dmc-cartpole-swingup")
     from runs.probe import probe_command
 
-    return probe_command(arguments)
+    return probe_command(options)
 
 
 def plasticity(arguments: Sequence[str]) -> int:
     """Runs `neoteny plasticity`."""
+    example = "neoteny plasticity --problem permuted-digits --preset small --with none,l2-init,redo,nap"
+    options = parse(PlasticityOptions, arguments, "neoteny plasticity", example)
     from runs.plasticity import plasticity_command
 
-    return plasticity_command(arguments)
+    return plasticity_command(options)
 
 
 def bench(arguments: Sequence[str]) -> int:

@@ -20,6 +20,8 @@ import tyro
 from runs.errors import UsageError, nearest
 from runs.files import parse_json
 
+TRAIN_EXAMPLE = "neoteny train td3 --env dmc/cartpole-swingup --steps 50000"
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
@@ -355,6 +357,11 @@ def parse_with_agent(
     return _parse(both, default, [options, type(config)], arguments, prog, example)
 
 
+def asks_for_help(arguments: Sequence[str]) -> bool:
+    """Whether the page of a command is wanted instead of its work."""
+    return "-h" in arguments or "--help" in arguments
+
+
 def given_value(arguments: Sequence[str], flag: str) -> str | None:
     """The value of `flag` on a command line that is not parsed yet, None if it is not there."""
     for index, argument in enumerate(arguments):
@@ -368,7 +375,7 @@ def given_value(arguments: Sequence[str], flag: str) -> str | None:
 def _parse(
     target: Any, default: Any, classes: Sequence[type], arguments: Sequence[str], prog: str, example: str
 ) -> Any:
-    if "-h" in arguments or "--help" in arguments:
+    if asks_for_help(arguments):
         print(help_page(classes, [None] * len(classes), prog, example), end="")
         raise SystemExit(0)
     _check_flags(classes, arguments, prog)

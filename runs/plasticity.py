@@ -30,7 +30,7 @@ from runs.files import write_json
 from runs.folders import describe_machine, new_run_folder
 from runs.groups import FRESH, GROUP, arm_names
 from runs.lock import RunLock
-from runs.options import PlasticityOptions, ResumeOptions, parse
+from runs.options import PlasticityOptions, ResumeOptions
 from runs.plasticity_arm import ArmConfig, build, open_arm, resolve_problem, train_arm
 from runs.plasticity_summary import print_table, summarise_arms
 from runs.progress import Progress
@@ -40,12 +40,9 @@ from runs.session import EXPECTED_FAILURES, Kind, end_with_parent, explain
 from runs.settings import CONFIG, read_config
 from runs.stopping import stop_on_signals
 
-EXAMPLE = "neoteny plasticity --problem permuted-digits --preset small --with none,l2-init,redo,nap"
 
-
-def plasticity_command(arguments: Sequence[str]) -> int:
-    """Run `neoteny plasticity ARGUMENTS`. Returns the exit code; raises UsageError before anything is written."""
-    options = parse(PlasticityOptions, arguments, "neoteny plasticity", EXAMPLE)
+def plasticity_command(options: PlasticityOptions) -> int:
+    """Run `neoteny plasticity`. Returns the exit code; raises UsageError before anything is written."""
     try:
         arms = prepare(options)
     except ValueError as error:  # also of the rooms below, whose messages are written for users

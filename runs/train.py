@@ -26,8 +26,10 @@ from runs.folders import describe_machine, new_run_folder
 from runs.keeping import advice
 from runs.lock import RunLock
 from runs.options import (
+    TRAIN_EXAMPLE,
     TrainOptions,
     WatchOptions,
+    asks_for_help,
     environment_settings,
     given_value,
     help_page,
@@ -40,13 +42,11 @@ from runs.session import SeedFailed, run_session
 from runs.statistics import Summary, final_values, summarise
 from runs.training import build_agent
 
-EXAMPLE = "neoteny train td3 --env dmc/cartpole-swingup --steps 50000"
-
 
 def train_command(arguments: Sequence[str]) -> int:
     """Run `neoteny train ARGUMENTS`. Returns the exit code; raises UsageError before anything is written."""
     if not arguments or arguments[0].startswith("-"):
-        return _help_without_agent(arguments)
+        raise UsageError(f"train needs an agent ({', '.join(AGENTS)}), for example: {TRAIN_EXAMPLE}")
     try:
         config, options = prepare(arguments[0], arguments[1:])
         folder = make_run_folder(config, options)
@@ -97,17 +97,17 @@ def _film(folder: Path, quiet: bool) -> None:
 def prepare(agent: str, arguments: Sequence[str]) -> tuple[RunConfig, TrainOptions]:
     """Everything about a run, checked, without writing anything. Raises ValueError or UsageError, one sentence."""
     module, prog = find_agent(agent), f"neoteny train {agent}"
-    if "-h" in arguments or "--help" in arguments:
-        print(help_page([module.Config], [module.Config()], prog, EXAMPLE))
+    if asks_for_help(arguments):
+        print(help_page([module.Config], [module.Config()], prog, TRAIN_EXAMPLE))
         print("`neoteny train --help` shows the options of a run, which go with these.")
         raise SystemExit(0)
     env_id = given_value(arguments, "--env")
     if env_id is None:
-        raise UsageError(f"train needs an environment, for example: {EXAMPLE}")
+        raise UsageError(f"train needs an environment, for example: {TRAIN_EXAMPLE}")
     preset = given_value(arguments, "--preset")
     preset_config(agent, preset)  # a wrong name is found before an environment is built
     # The environment decides the default preset, and its settings are flags, so the flags are read twice.
-    options, _ = parse_with_agent(TrainOptions, preset_config(agent, preset), arguments, prog, EXAMPLE)
+    options, _ = parse_with_agent(TrainOptions, preset_config(agent, preset), arguments, prog, TRAIN_EXAMPLE)
     env_settings = environment_settings(options)
     try:
         runner = envs.make(env_id, **env_settings)
@@ -117,7 +117,9 @@ def prepare(agent: str, arguments: Sequence[str]) -> tuple[RunConfig, TrainOptio
         raise UsageError(f"{env_id} does not take the settings {env_settings}: {error}") from error
     try:
         preset = preset or default_preset(agent, env_id, runner.observation_spec)
-        options, agent_config = parse_with_agent(TrainOptions, preset_config(agent, preset), arguments, prog, EXAMPLE)
+        options, agent_config = parse_with_agent(
+            TrainOptions, preset_config(agent, preset), arguments, prog, TRAIN_EXAMPLE
+        )
         config = _run_config(agent, agent_config, preset, options, env_settings, runner)
         groups = choose_groups(config, options.seeds_as, runner)
         threads = compute.resolve_threads(options.threads, len(groups), shows_images(runner))
@@ -249,11 +251,3 @@ def print_summary(folder: Path, state: State, quiet: bool, as_json: bool) -> Non
     if state == "stopped":
         print(f"stopped early; continue with: neoteny resume {folder}", file=sys.stderr)
     print(f"next: neoteny report {folder}", file=sys.stderr)
-
-
-def _help_without_agent(arguments: Sequence[str]) -> int:
-    if any(argument in ("-h", "--help") for argument in arguments):
-        print(help_page([TrainOptions], [None], "neoteny train AGENT", EXAMPLE))
-        print(f"Agents: {', '.join(AGENTS)}; `neoteny train AGENT --help` shows the hyper-parameters of one.")
-        return 0
-    raise UsageError(f"train needs an agent ({', '.join(AGENTS)}), for example: {EXAMPLE}")

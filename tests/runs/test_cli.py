@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from runs.catalogue import AGENTS
 from runs.cli import COMMANDS, main
 
+ROOT = Path(__file__).parents[2]
 PENDULUM = ["--env", "gym/Pendulum-v1", "--steps", "100"]
 BAD_INPUT = {
     "command": (["trian"], "unknown command 'trian'. Did you mean 'train'?"),
@@ -138,6 +141,21 @@ def test_help_has_an_example_and_fits_one_screen(arguments, capsys):
     assert f"Example: neoteny {arguments[0]}" in text
     assert len(text.splitlines()) <= 50
     assert max(map(len, text.splitlines())) <= 120
+
+
+def test_help_does_not_wait_for_torch():
+    """All pages in one new process, which imports nothing that takes seconds."""
+    code = """
+import contextlib, sys
+from runs.cli import COMMANDS, main
+for command in COMMANDS:
+    with contextlib.suppress(SystemExit):
+        main([command, "--help"])
+print("heavy:", [name for name in ("torch", "gymnasium", "mujoco", "matplotlib", "ray") if name in sys.modules])
+"""
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ended.stdout.count("Example: neoteny") == len(COMMANDS)
+    assert ended.stdout.splitlines()[-1] == "heavy: []"
 
 
 def test_every_hyper_parameter_is_a_flag(capsys):
