@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 from runs.contestants import CONTESTANTS, Case
 from runs.errors import UsageError, nearest
 from runs.files import replacing, write_json
-from runs.options import BenchOptions, parse
+from runs.options import BenchOptions
+from runs.parsing import parse
 from runs.turns import Contender, ContestantFailed, Turn, take_turns
 
 if TYPE_CHECKING:

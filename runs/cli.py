@@ -19,16 +19,14 @@ from runs.options import (
     EvaluateOptions,
     ListOptions,
     PlasticityOptions,
+    ProbeOptions,
     ReportOptions,
     ResumeOptions,
     SweepOptions,
     TrainOptions,
     WatchOptions,
-    asks_for_help,
-    help_page,
-    parse,
 )
-from runs.probe_options import ProbeOptions
+from runs.parsing import asks_for_help, help_page, parse
 
 OVERVIEW = """usage: neoteny COMMAND [options]
 

@@ -24,7 +24,7 @@ from runs import compute, statistics
 from runs.errors import UsageError, nearest
 from runs.files import write_json
 from runs.groups import ARM, GROUP, expand
-from runs.probe_options import FAMILIES, ProbeOptions
+from runs.options import FAMILIES, ProbeOptions
 from runs.probe_section import RESULT
 from runs.probe_subjects import Subject, Wanted, agent_subjects, arm_subjects, module_subject
 from runs.probe_verdict import verdict

@@ -25,16 +25,8 @@ from runs.errors import UsageError
 from runs.folders import describe_machine, new_run_folder
 from runs.keeping import advice
 from runs.lock import RunLock
-from runs.options import (
-    TRAIN_EXAMPLE,
-    TrainOptions,
-    WatchOptions,
-    asks_for_help,
-    environment_settings,
-    given_value,
-    help_page,
-    parse_with_agent,
-)
+from runs.options import TRAIN_EXAMPLE, TrainOptions, WatchOptions, environment_settings
+from runs.parsing import asks_for_help, given_value, help_page, parse_with_agent
 from runs.randomness import spawn_streams
 from runs.record import State, read_table
 from runs.seed_groups import group_seeds

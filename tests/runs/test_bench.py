@@ -18,7 +18,8 @@ from envs import mujoco_batch, registry
 from runs import bench, turns
 from runs.cli import main
 from runs.contestants import CONTESTANTS, Case, actions_in, envpool_id, played_episodes, random_actions
-from runs.options import BenchOptions, parse
+from runs.options import BenchOptions
+from runs.parsing import parse
 from runs.turns import Contender, ContestantFailed, Turn
 from scripts.runner_goals import GOALS, PARTS, goals_table
 

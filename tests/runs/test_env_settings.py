@@ -9,7 +9,8 @@ from runs import resume
 from runs.cli import main
 from runs.config import RunConfig
 from runs.errors import UsageError
-from runs.options import TrainOptions, environment_settings, parse
+from runs.options import ResumeOptions, TrainOptions, environment_settings
+from runs.parsing import parse
 from runs.play import evaluate_run
 
 
@@ -98,4 +99,7 @@ def test_training_evaluation_and_replaying_use_the_settings(tmp_path):
         assert lengths
         assert set(lengths) == {20.0}, name
     assert evaluate_run(run, 1, 0, "cpu")["metrics"]["eval/length"]["mean"] == 20.0
-    assert resume._fit(RunConfig.load(run), None) == (RunConfig.load(run), [])  # the same environment, not the default
+    assert resume._fit(RunConfig.load(run), ResumeOptions(run=run)) == (
+        RunConfig.load(run),
+        [],
+    )  # the same environment, not the default
