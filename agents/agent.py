@@ -210,9 +210,18 @@ _AT_LEAST_ONE |= {
 }
 _POSITIVE = {"learning_rate", "adam_epsilon", "initial_temperature", "max_gradient_norm", "noise_std"}
 _FRACTION = {"discount", "target_rate", "epsilon_start", "epsilon_end", "epsilon_evaluation"}
-_FRACTION |= {"advantage_rate", "first_moment_rate", "second_moment_rate"}
+_AT_LEAST_ONE |= {"rollout_steps", "epochs", "minibatches"}
+_POSITIVE |= {"clip"}
+_FRACTION |= {"gae_lambda", "advantage_rate", "first_moment_rate", "second_moment_rate"}
 _NOT_NEGATIVE = {"warmup_steps", "exploration_noise", "target_noise", "target_noise_clip"}
-_NOT_NEGATIVE |= {"representation_weight", "weight_decay", "fall_window", "terminal_lives"}
+_NOT_NEGATIVE |= {
+    "value_weight",
+    "entropy_weight",
+    "representation_weight",
+    "weight_decay",
+    "fall_window",
+    "terminal_lives",
+}
 
 
 def check_config(config: Any) -> None:

@@ -206,16 +206,27 @@ def initialise_(net: nn.Module, generator: torch.Generator) -> None:
     """Draw all weights anew from `generator`: uniform in ± 1 / √fan_in, weights and biases (PyTorch's default law).
 
     The draw happens on the generator's device in the order of `net.modules()`. Normalisations keep scale 1, offset 0;
-    modules of our own draw as they say in `draw_`.
+    modules of our own draw as they say in `draw_`, layers with an attribute `orthogonal_gain` get an orthogonal weight
+    of this gain and no bias (Saxe et al. 2014).
     """
     for module in net.modules():
         if isinstance(module, Liftable):
             module.draw_(generator)
-        if isinstance(module, nn.Linear | nn.Conv2d):
+        if (gain := getattr(module, "orthogonal_gain", None)) is not None:
+            _draw_orthogonal_(module, gain, generator)
+        elif isinstance(module, nn.Linear | nn.Conv2d):
             bound = 1 / math.sqrt(module.weight[0].numel())
             for parameter in (module.weight, module.bias):
                 if parameter is not None:
                     parameter.uniform_(-bound, bound, generator=generator)
+
+
+def _draw_orthogonal_(layer: nn.Module, gain: float, generator: torch.Generator) -> None:
+    weight = layer.get_parameter("weight")
+    weight.copy_(nn.init.orthogonal_(torch.empty(weight.shape, device=weight.device), gain, generator=generator))
+    for name, parameter in layer.named_parameters():
+        if name == "bias":
+            parameter.zero_()
 
 
 def new_network(make: Callable[[], Network], stream: RandomStream) -> Network:

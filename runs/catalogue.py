@@ -28,6 +28,29 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "dmc": {"warmup_steps": 1_000, "n_step": 3, "exploration_noise": 0.3},
         "small": {"warmup_steps": 1_000, "replay_capacity": 100_000},
     },
+    # CleanRL's; the rates of all fall to 0 over the run (--lr-schedule linear).
+    "ppo": {
+        "atari": {
+            "learning_rate": 2.5e-4,
+            "rollout_steps": 128,
+            "epochs": 4,
+            "minibatches": 4,
+            "clip": 0.1,
+            "entropy_weight": 0.01,
+            "normalise_rewards": False,
+        },
+        # Small vector tasks with buttons; four environments (--num-envs 4).
+        "classic": {
+            "learning_rate": 2.5e-4,
+            "rollout_steps": 128,
+            "epochs": 4,
+            "minibatches": 4,
+            "entropy_weight": 0.01,
+            "normalise_observations": False,
+            "normalise_rewards": False,
+        },
+        "mujoco": {},
+    },
     "sac": {"small": {"warmup_steps": 1_000, "replay_capacity": 100_000}},
     "symphony": {
         # specs/symphony.md, section 11: the four of the paper; "s3" are the defaults.
@@ -116,10 +139,12 @@ def find_agent(name: str) -> ModuleType:
 def default_preset(agent: str, env_id: str, observation_spec: ObservationSpec) -> str | None:
     """The preset of a run that names none; None for the agent's plain defaults.
 
-    DQN's Atari settings do not fit small vector tasks, and 25 000 random steps do not fit the control suite.
+    Settings for Atari do not fit small vector tasks, and 25 000 random steps do not fit the control suite.
     """
     if agent == "dqn":
         return "atari" if observation_spec.dtype == torch.uint8 else "cartpole"
+    if agent == "ppo" and observation_spec.dtype == torch.uint8:
+        return "atari"
     return "dmc" if env_id.startswith("dmc/") and "dmc" in PRESETS[agent] else None
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from agents.agent import Agent
 from agents.networks import DeterministicActor, Liftable
+from agents.ppo import ActorCritic
 from agents.sac import StochasticActor
 from agents.symphony import Actor as SymphonyActor
 from envs import Runner
@@ -239,7 +240,7 @@ def _networks(agent: Agent, obs: Tensor, action: Tensor) -> dict[str, tuple[nn.M
         taken = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
         if isinstance(network, DeterministicActor | StochasticActor):
             found[name] = network.net, obs
-        elif isinstance(network, SymphonyActor):
+        elif isinstance(network, SymphonyActor | ActorCritic):
             found[name] = OutputsOfActor(network), obs
         elif taken == ["obs", "action"] and obs.dim() == 2 and action.dim() == 2:
             found[name] = ValuesOfPairs(network, obs.shape[1]), torch.cat([obs, action], 1)

@@ -22,6 +22,8 @@ SMALL = {"warmup_steps": 8, "replay_capacity": 200, "batch_size": 16, "hidden": 
 ONE_UPDATE_A_STEP = {"dqn": {"update_every": 1}, "symphony": {"updates_per_step": 1, "nodes": 4}}
 # Agents whose options are those of TD3: n-step returns, LayerNorm, a replay apart from the warm-up.
 OPTIONED = ("beer", "ddpg", "dqn", "sac", "td3")
+# Agents that learn from a replay, after a warm-up.
+REPLAYING = (*OPTIONED, "symphony")
 
 
 def stream(seed: int | Sequence[int] = 0, device: torch.device = CPU) -> RandomStream:

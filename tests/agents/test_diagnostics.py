@@ -13,8 +13,7 @@ from agents.plastic import Plasticity
 from envs import Step
 from plasticity.nap import NaP
 from plasticity.networks import projection
-from runs.catalogue import AGENTS
-from tests.agents.fakes import FRAMES, fake_gradients, make_step, stream
+from tests.agents.fakes import FRAMES, REPLAYING, fake_gradients, make_step, stream
 from tests.agents.test_plastic import build, live, networks
 
 WHOLE = ("dormant_fraction", "effective_rank", "weight_norm", "gradient_norm")
@@ -28,12 +27,12 @@ def measured(agent, diagnostics, steps=10):
     return found
 
 
-@pytest.mark.parametrize("name", AGENTS)
+@pytest.mark.parametrize("name", REPLAYING)
 def test_every_network_of_an_agent(name):
     agent = build(name)
     live(agent, 20)
     found = measured(agent, AgentDiagnostics(agent))
-    each = [] if name == "dqn" else ["actor", "critic" if name == "ddpg" else "critics"]
+    each = [] if name == "dqn" else ["actor", "critic" if name in ("beer", "ddpg") else "critics"]
     expected = [f"plasticity/{what}{part}" for what in WHOLE for part in ["", *(f"/{network}" for network in each)]]
     assert sorted(found) == sorted([*expected, "speed/diagnostics_seconds"])
     assert all(value.shape == () and value.isfinite() for value in found.values())
@@ -41,7 +40,7 @@ def test_every_network_of_an_agent(name):
     assert found["plasticity/gradient_norm"] > 0
 
 
-@pytest.mark.parametrize("name", AGENTS)
+@pytest.mark.parametrize("name", REPLAYING)
 def test_an_agent_goes_the_same_way_with_and_without(name):
     plain, watched = build(name), build(name)
     diagnostics = AgentDiagnostics(watched)
@@ -125,7 +124,7 @@ def test_a_population_is_refused():
         AgentDiagnostics(build("td3", seeds=(0, 1)))
 
 
-@pytest.mark.parametrize("name", AGENTS)
+@pytest.mark.parametrize("name", REPLAYING)
 def test_nothing_waits_for_a_gpu_but_the_ranks(name, monkeypatch):
     """See test_agents. The decomposition behind the ranks is made by the device's library, which may wait."""
     device = torch.device("cuda")

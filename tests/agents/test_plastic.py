@@ -24,6 +24,7 @@ from tests.agents.fakes import (
     CPU,
     FRAMES,
     ONE_UPDATE_A_STEP,
+    REPLAYING,
     SMALL,
     VECTOR,
     fake_gradients,
@@ -77,7 +78,7 @@ def online_norms(agent):
 
 
 @pytest.mark.parametrize("seeds", [0, (0, 1, 2)])
-@pytest.mark.parametrize("name", AGENTS)
+@pytest.mark.parametrize("name", REPLAYING)
 def test_hidden_weights_of_every_network_keep_their_norms(name, seeds):
     agent = build(name, Plasticity(lambda: [NaP()]), seeds=seeds, learning_rate=0.01)
     assert len(optimizers(agent)) == (1 if name == "dqn" else 2)
@@ -102,7 +103,7 @@ def test_twin_critics_have_radii_of_their_own():
     assert len({float(r) for r in critics.groups[0].radius}) == 2
 
 
-@pytest.mark.parametrize("name", AGENTS)
+@pytest.mark.parametrize("name", REPLAYING)
 def test_without_interventions_an_agent_is_the_plain_one(name):
     plain, off = build(name), build(name, Plasticity(lambda: [NaP(normalise=False, project=False)]))
     for agent in (plain, off):
@@ -113,7 +114,7 @@ def test_without_interventions_an_agent_is_the_plain_one(name):
 
 
 @pytest.mark.parametrize("seeds", [0, (0, 1)])
-@pytest.mark.parametrize("name", AGENTS)
+@pytest.mark.parametrize("name", REPLAYING)
 def test_resumed_exactly(name, seeds):
     def make():
         return build(name, Plasticity(lambda: [NaP(project_every=3)], Linear(40)), seeds=seeds, learning_rate=0.01)
@@ -172,7 +173,7 @@ def test_images():
     assert len(agent.optimizer.interventions[0].groups) == 4
 
 
-@pytest.mark.parametrize("name", AGENTS)
+@pytest.mark.parametrize("name", REPLAYING)
 def test_update_does_not_wait_for_a_gpu(name, monkeypatch):
     """See test_agents: gradients are stood in for; planning reads the radii once, which is left out here."""
     device = torch.device("cuda")

@@ -176,7 +176,7 @@ def test_list_names_what_train_takes(capsys):
     ids = capsys.readouterr().out.split()
     assert {"mujoco/HalfCheetah-v5", "dmc/walker-walk", "atari/Pong", "gym/CartPole-v1"} <= set(ids)
     assert main(["list", "agents"]) == 0
-    assert capsys.readouterr().out.split() == ["beer", "ddpg", "dqn", "sac", "symphony", "td3"]
+    assert capsys.readouterr().out.split() == ["beer", "ddpg", "dqn", "ppo", "sac", "symphony", "td3"]
     assert main(["list"]) == 0
     assert "td3 small" in capsys.readouterr().out
 

@@ -7,9 +7,8 @@ import contextlib
 import pytest
 import torch
 
-from runs.catalogue import AGENTS
 from runs.compute import bfloat16_products, small_products
-from tests.agents.fakes import CPU
+from tests.agents.fakes import CPU, REPLAYING
 from tests.agents.test_agents import build, live, parameters
 
 
@@ -24,7 +23,7 @@ def train(name: str, rounds: int, per_round: int, bf16: bool) -> list[torch.Tens
     return parameters(agent)
 
 
-@pytest.mark.parametrize("name", AGENTS)
+@pytest.mark.parametrize("name", REPLAYING)
 def test_bfloat16_updates_move_float32_parameters_nearly_as_float32_does(name):
     exact, rounded = (train(name, 1, 1, bf16) for bf16 in (False, True))
     start = train(name, 0, 0, False)
@@ -35,7 +34,7 @@ def test_bfloat16_updates_move_float32_parameters_nearly_as_float32_does(name):
     assert torch.cosine_similarity(moved, moved_rounded, dim=0) > 0.8
 
 
-@pytest.mark.parametrize("name", AGENTS)
+@pytest.mark.parametrize("name", REPLAYING)
 def test_bfloat16_updates_see_the_weights_that_the_update_before_them_left(name):
     together, apart = train(name, 1, 4, True), train(name, 4, 1, True)
     assert all(torch.equal(a, b) for a, b in zip(together, apart, strict=True))

@@ -267,3 +267,11 @@ VERDICTS = {
 @pytest.mark.parametrize(("given", "words"), VERDICTS.values(), ids=list(VERDICTS))
 def test_verdicts(given, words):
     assert words in verdict(given)
+
+
+def test_ppo_which_has_no_replay_is_asked_where_it_acts(agents, capsys):
+    toy = ["--steps", "64", "--rollout-steps", "16", "--minibatches", "2", "--hidden", "8", "--seeds", "1", "--quiet"]
+    more = ["--eval-episodes", "1", "--no-tensorboard", "--out", str(agents), "--name", "ppo"]
+    assert main(["train", "ppo", "--env", "gym/CartPole-v1", *toy, *more]) == 0
+    found = probe(capsys, agents / "ppo", "--families", "network")
+    assert [row["network"] for row in found["networks"]] == ["net"]
