@@ -19,7 +19,7 @@ from envs.runner import DiscreteActionSpec
 from runs import checkpoint
 from runs.cli import main
 from runs.config import RunConfig
-from runs.training import SeedTraining
+from runs.training import Training
 from tests.runs.same_run import assert_same
 
 TRAIN = ["train", "dqn", "--env", "dmc/pendulum-swingup", "--obs", "pixels", "--image-size", "36", "--frame-stack", "2"]
@@ -42,6 +42,9 @@ class LeftOrRight:
     def step(self, action):
         return self.runner.step(self.forces[action])
 
+    def send(self, action):
+        self.runner.send(self.forces[action])
+
 
 @pytest.fixture(autouse=True)
 def two_actions(monkeypatch):
@@ -55,15 +58,15 @@ def two_actions(monkeypatch):
 
 def test_stopped_twice_and_resumed_is_the_same_run(tmp_path, monkeypatch):
     assert main([*TRAIN, "--out", str(tmp_path), "--name", "whole"]) == 0
-    advance, stops = SeedTraining.advance, {38, 76}
+    advance, stops = Training.advance, {38, 76}
 
-    def advance_and_stop(self: SeedTraining) -> None:
+    def advance_and_stop(self: Training) -> None:
         advance(self)
         if self.agent.steps in stops:
             stops.discard(self.agent.steps)
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(SeedTraining, "advance", advance_and_stop)
+    monkeypatch.setattr(Training, "advance", advance_and_stop)
     run = tmp_path / "run"
     assert main([*TRAIN, "--out", str(tmp_path), "--name", "run"]) == 3
     assert RunConfig.load(run).env_settings["obs"] == "pixels"
