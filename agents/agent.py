@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Literal, Protocol, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from plasticity.adam import Adam
 Metrics = dict[str, Tensor]
 Streams = Mapping[str, RandomStream]
 Function = TypeVar("Function", bound=Callable[..., Any])
+Pending = TypeVar("Pending", bound=tuple[Tensor, ...])
 
 # One stream for each purpose an agent draws random numbers for; `runs` spawns them from the seed.
 PURPOSES = ("initialisation", "exploration", "sampling", "update", "evaluation")
@@ -81,8 +82,8 @@ def updates_due(steps: int, num_envs: int, warmup_steps: int, update_every: int)
     return steps // update_every - max(steps - num_envs, warmup_steps) // update_every
 
 
-def take_pending(pending: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-    """Obs and action of the last exploring `act`. Raises RuntimeError if there was none since the last `observe`."""
+def take_pending(pending: Pending | None) -> Pending:
+    """What the last exploring `act` left. Raises RuntimeError if there was none since the last `observe`."""
     if pending is None:
         raise RuntimeError("observe() needs an act(obs, explore=True) before it")
     return pending
@@ -199,34 +200,36 @@ def require_flat(agent_name: str, spec: ObservationSpec) -> int:
     return spec.shape[0]
 
 
-_AT_LEAST_ONE = {"batch_size", "replay_capacity", "policy_delay", "n_step", "update_every", "updates_per_round"}
-_AT_LEAST_ONE |= {
-    "target_update_every",
-    "epsilon_decay_steps",
-    "updates_per_step",
-    "nodes",
-    "episode_limit",
-    "feature_heads",
+_AT_LEAST_ONE = {
+    *(
+        "batch_size",
+        "replay_capacity",
+        "policy_delay",
+        "n_step",
+        "update_every",
+        "updates_per_round",
+        "updates_per_step",
+    ),
+    *("target_update_every", "epsilon_decay_steps", "nodes", "episode_limit", "feature_heads"),
+    *("rollout_steps", "epochs", "minibatches"),
 }
-_POSITIVE = {"learning_rate", "adam_epsilon", "initial_temperature", "max_gradient_norm", "noise_std"}
-_FRACTION = {"discount", "target_rate", "epsilon_start", "epsilon_end", "epsilon_evaluation"}
-_AT_LEAST_ONE |= {"rollout_steps", "epochs", "minibatches"}
-_POSITIVE |= {"clip"}
-_FRACTION |= {"gae_lambda", "advantage_rate", "first_moment_rate", "second_moment_rate"}
-_NOT_NEGATIVE = {"warmup_steps", "exploration_noise", "target_noise", "target_noise_clip"}
-_NOT_NEGATIVE |= {
-    "value_weight",
-    "entropy_weight",
-    "representation_weight",
-    "weight_decay",
-    "fall_window",
-    "terminal_lives",
+_POSITIVE = {"learning_rate", "adam_epsilon", "initial_temperature", "max_gradient_norm", "noise_std", "clip"}
+_FRACTION = {
+    *("discount", "target_rate", "epsilon_start", "epsilon_end", "epsilon_evaluation"),
+    *("gae_lambda", "advantage_rate", "first_moment_rate", "second_moment_rate"),
+}
+_NOT_NEGATIVE = {
+    *("warmup_steps", "exploration_noise", "target_noise", "target_noise_clip", "fall_window", "terminal_lives"),
+    *("value_weight", "entropy_weight", "representation_weight", "weight_decay"),
 }
 
 
 def check_config(config: Any) -> None:
     """Raises ValueError naming the first hyper-parameter outside its range; a name means the same in every agent."""
+    kinds = get_type_hints(type(config))
     for name, value in dataclasses.asdict(config).items():
+        if get_origin(kinds[name]) is Literal and value not in get_args(kinds[name]):
+            raise ValueError(f"{name} must be one of {', '.join(get_args(kinds[name]))}, got {value}")
         if name in _AT_LEAST_ONE and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
         if name in _POSITIVE and not value > 0:

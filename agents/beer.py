@@ -40,7 +40,7 @@ from agents.networks import Critics, DeterministicActor, new_network
 from agents.plastic import Plasticity
 from agents.population import common_lead
 from agents.replay import Batch, Replay
-from agents.representation import FeatureHeads, beer, frozen, head_norm, infer, inner_product
+from agents.representation import FeatureHeads, critic_penalty, frozen, infer
 from envs.runner import ActionSpec, ObservationSpec, Step
 from plasticity.adam import Adam
 
@@ -137,21 +137,10 @@ def penalty(critic: Critics, others: Others, batch: Batch, features: Tensor, con
     with torch.no_grad():
         next_action = others.actor(batch.next_obs)
         target_next = others.target_critic.features(batch.next_obs, others.target_actor(batch.next_obs))
-    online_next = critic.features(batch.next_obs, next_action)
-    if config.representation != "beer":
-        next_features = target_next if config.representation == "peer" else online_next
-        return inner_product(features, next_features), {}
-    return beer(
-        features,
-        target_next,
-        online_next,
-        head_norm(critic),
-        batch.reward,
-        batch.discount,
-        form=config.form,
-        matched=config.matched,
-        mask=batch.terminated if config.mask_terminal else None,
-    )
+    bound = {"form": config.form, "matched": config.matched}
+    if config.mask_terminal:
+        bound["mask"] = batch.terminated
+    return critic_penalty(config.representation, critic, batch, next_action, target_next, features, **bound)
 
 
 def actor_loss(actor: DeterministicActor, critic: Critics, batch: Batch) -> tuple[Tensor, Metrics]:

@@ -37,7 +37,7 @@ from agents.networks import Liftable, NatureCNN, mlp
 from agents.plastic import Plasticity
 from agents.population import common_lead
 from agents.replay import Batch, Replay
-from agents.representation import Kind, penalty
+from agents.representation import Kind, needed_gradients, penalty
 from envs.runner import ActionSpec, ObservationSpec, Step
 
 
@@ -130,9 +130,11 @@ def representation_penalty(kind: Kind, net: QNetwork, target_net: QNetwork, batc
     """On the features of states, [*S], and metrics. The theorem wants one head for both sides; this takes w_a of a."""
     with torch.no_grad():
         target_next = target_net.features(batch.next_obs)
-    features, online_next = net.features(batch.obs).unsqueeze(-3), net.features(batch.next_obs).unsqueeze(-3)
+    with needed_gradients(kind):
+        online_next = net.features(batch.next_obs)
+    features, target_next, online_next = (x.unsqueeze(-3) for x in (net.features(batch.obs), target_next, online_next))
     norm = net.head_norm(batch.action).unsqueeze(-2)
-    return penalty(kind, features, target_next.unsqueeze(-3), online_next, norm, batch.reward, batch.discount)
+    return penalty(kind, features, target_next, online_next, norm, batch.reward, batch.discount)
 
 
 class Agent:

@@ -29,6 +29,7 @@ from agents.agent import (
     gradient_step,
     load_parts_state,
     parts_state,
+    take_pending,
 )
 from agents.networks import Liftable, NatureCNN
 from agents.plastic import Plasticity
@@ -299,9 +300,7 @@ class Agent:
 
     @torch.no_grad()
     def observe(self, step: Step) -> None:
-        if self.pending is None:
-            raise RuntimeError("observe() needs an act(obs, explore=True) before it")
-        obs, action, log, value = self.pending
+        obs, action, log, value = take_pending(self.pending)
         rollout, ended = self.rollout, step.terminated | step.truncated
         entries = {
             "obs": obs,

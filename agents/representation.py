@@ -14,7 +14,7 @@ The published code mixes φ⁺ (in the numerator) and φ⁻ (in the denominator)
 from __future__ import annotations
 
 import copy
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -88,13 +88,14 @@ def penalty(
     head_norm: Tensor,
     reward: Tensor,
     discount: Tensor,
+    **bound: Any,
 ) -> tuple[Tensor, Metrics]:
-    """Any of the penalties between consecutive features, [*S], and metrics. Arguments as for `beer`.
+    """Any of the penalties between consecutive features, [*S], and metrics. Arguments and `bound` as for `beer`.
 
     Raises ValueError for an unknown kind.
     """
     if kind == "beer":
-        return beer(features, target_next, online_next, head_norm, reward, discount)
+        return beer(features, target_next, online_next, head_norm, reward, discount, **bound)
     if kind not in ("peer", "dr3"):
         raise ValueError(f"representation must be beer, peer or dr3 to have a penalty, got {kind}")
     value = inner_product(features, target_next.detach() if kind == "peer" else online_next)
@@ -107,12 +108,24 @@ def critic_penalty(
     batch: Batch,
     next_action: Tensor,
     target_next: Tensor,
+    features: Tensor | None = None,
+    **bound: Any,
 ) -> tuple[Tensor, Metrics]:
-    """`penalty` of action-value critics. next_action: the policy's at next_obs; target_next: φ⁻ [*S, K, B, D]."""
-    features = critics.features(batch.obs, batch.action)
-    online_next = critics.features(batch.next_obs, next_action)
+    """`penalty` of action-value critics. next_action: the policy's at next_obs; target_next: φ⁻ [*S, K, B, D].
+
+    features: φ, if it is known already.
+    """
+    if features is None:
+        features = critics.features(batch.obs, batch.action)
+    with needed_gradients(kind):
+        online_next = critics.features(batch.next_obs, next_action)
     norm = head_norm(critics)
-    return penalty(kind, features, target_next, online_next, norm, batch.reward, batch.discount)
+    return penalty(kind, features, target_next, online_next, norm, batch.reward, batch.discount, **bound)
+
+
+def needed_gradients(kind: Kind) -> torch.set_grad_enabled:
+    """For the pass that gives φ⁺: only DR3 has a gradient there."""
+    return torch.set_grad_enabled(kind == "dr3" and torch.is_grad_enabled())
 
 
 def head_norm(critics: Critics) -> Tensor:

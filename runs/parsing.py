@@ -144,7 +144,8 @@ def _check_flags(classes: Sequence[type], arguments: Sequence[str], prog: str) -
     types: dict[str, Any] = {}
     for cls in classes:
         hints = get_type_hints(cls)
-        types |= {_flag(field.name): hints[field.name] for field in dataclasses.fields(cls)}
+        flags = [field.name for field in dataclasses.fields(cls) if not _is_positional(cls, field.name)]
+        types |= {_flag(name): hints[name] for name in flags}
     positional = any(_is_positional(cls, field.name) for cls in classes for field in dataclasses.fields(cls))
     if arguments and not arguments[0].startswith("-") and not positional:
         raise UsageError(f"`{prog}` does not know what to do with '{arguments[0]}'")

@@ -215,15 +215,20 @@ def test_configs_are_frozen_typed_and_checked(name):
             assert value in typing.get_args(kind), field.name
         else:
             assert type(value) is (typing.get_origin(kind) or kind), field.name
-    for name, bad in (
+    own = {field.name for field in dataclasses.fields(config)}
+    options = (("replay", "newest"), ("representation", "bear"), ("aggregation", "max"))
+    choices = [(option, bad) for option, bad in options if option in own]
+    assert choices
+    for setting, bad in (
         ("discount", 1.5),
         ("batch_size", 0),
         ("learning_rate", -1.0),
         ("hidden", ()),
         ("warmup_steps", -1),
+        *choices,
     ):
-        with pytest.raises(ValueError, match=name):
-            dataclasses.replace(config, **{name: bad})
+        with pytest.raises(ValueError, match=setting):
+            dataclasses.replace(config, **{setting: bad})
 
 
 @pytest.mark.parametrize("name", REPLAYING)

@@ -261,8 +261,9 @@ def test_a_dormant_channel_in_front_of_a_flattened_image_is_recycled():
     assert_redrawn(agent.optimizer, 0, hidden, 7)
 
 
-def test_activations_are_those_of_the_agents_own_batch():
-    agent = agent_with("td3", "redo(every=1000)")
+@pytest.mark.parametrize("settings", [{}, {"representation": "beer"}, {"representation": "peer"}], ids=str)
+def test_activations_are_those_of_the_agents_own_batch(settings):
+    agent = agent_with("td3", "redo(every=1000)", **settings)
     seen = {}
     critics, redo = agent.critic_optimizer, agent.critic_optimizer.interventions[0]
     redo.after_step = lambda learner, batch: seen.update(batch.activations)

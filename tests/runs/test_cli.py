@@ -158,6 +158,14 @@ print("heavy:", [name for name in ("torch", "gymnasium", "mujoco", "matplotlib",
     assert ended.stdout.splitlines()[-1] == "heavy: []"
 
 
+def test_what_stands_without_a_flag_is_not_offered_as_one(capsys):
+    for flag in ("--quiet", "--runn", "--run"):
+        assert main(["evaluate", "results/somewhere", flag]) == 2
+        message = capsys.readouterr().err
+        assert f"has no flag '{flag}'" in message
+        assert "mean '--run'" not in message
+
+
 def test_every_hyper_parameter_is_a_flag(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["train", "sac", "--help"])

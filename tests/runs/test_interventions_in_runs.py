@@ -62,10 +62,3 @@ def test_what_cannot_act_is_said_before_anything_is_written(tmp_path, capsys, ag
     assert sentence in said
     assert len(said.splitlines()) == 1
     assert not (tmp_path / "run").exists()
-
-
-def test_dormant_units_are_recycled_in_a_run_that_resumes(tmp_path):
-    arguments = ["--env", "gym/CartPole-v1", "--with", "redo(every=10,threshold=0.3)", "--update-every", "1"]
-    assert train(tmp_path, "dqn", *arguments, "--steps", "60") == 0
-    assert main(["resume", str(tmp_path / "run"), "--quiet"]) == 0
-    assert read_json(tmp_path / "run" / "status.json")["state"] == "done"

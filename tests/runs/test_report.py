@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -15,95 +14,15 @@ import pytest
 
 from runs import figures, statistics
 from runs.errors import UsageError
-from runs.exports import curves_csv, summary_csv, summary_latex
+from runs.exports import curves_csv, summary_csv
 from runs.files import write_json
 from runs.page import number
-from runs.record import Record, Row, write_status
+from runs.record import Row, write_status
 from runs.report import read_report, write_report
-from runs.results import Run, method_labels, read_runs
+from runs.results import Run
 from runs.sections import render_page
 from runs.video import write_mp4
-
-CONFIG: dict[str, Any] = {
-    "command": "train",
-    "agent": "td3",
-    "env": "dmc/cartpole-swingup",
-    "steps": 50_000,
-    "seeds": [0, 1, 2],
-    "agent_config": {"discount": 0.99},
-    "options": {"num_envs": 4},
-    "environment": {"commit": "10ece44", "machine": "2 cores", "versions": {"torch": "2.14.1", "mujoco": "3.17.0"}},
-}
-FINALS = {0: 800.0, 1: 812.0, 2: 860.0}
-
-
-def write_run(folder: Path, config: dict[str, Any] | None = None, rows: list[Row] | None = None) -> Path:
-    config = CONFIG if config is None else config
-    rows = learning_rows() if rows is None else rows
-    with Record(folder, range(100), tensorboard=False) as record:
-        record.write(rows)
-    write_json(folder / "config.json", config)
-    write_status(folder, "done", 50_000, 50_000, wall_seconds=873.0)
-    return folder
-
-
-def learning_rows(finals: dict[int, float] = FINALS) -> list[Row]:
-    """Straight lines from 0 to each seed's final value; episodes end at steps of each seed's own."""
-    rows = []
-    for seed, final in finals.items():
-        rows += [Row(step, "eval/return", final * step / 50_000, seed) for step in range(0, 50_001, 5000)]
-        rows += [Row(step, "train/return", final * step / 50_000, seed) for step in range(100 + seed, 50_000, 313)]
-        rows += [Row(step, "loss/critic", 1 / (1 + step), seed) for step in range(500, 50_001, 500)]
-        rows += [Row(step, "speed/steps_per_second", 400.0, seed) for step in range(500, 50_001, 5000)]
-        rows.append(Row(50_000, "cl/forgetting", 0.125, seed))
-    return rows
-
-
-class Page(HTMLParser):
-    """Tags balanced, ids, headings, table cells and text of a page."""
-
-    VOID = frozenset(["meta", "br", "hr", "img", "link", "input", "wbr"])
-
-    def __init__(self, html: str):
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.rows: list[list[str]] = []
-        self.headings: list[str] = []
-        self.text = ""
-        self.feed(html)
-        assert self.open == [], "tags left open"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-        if tag in ("h1", "h2"):
-            self.headings.append("")
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag, f"</{tag}> closes another tag"
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-        if {"td", "th"} & set(self.open):
-            self.rows[-1][-1] += data
-        if {"h1", "h2"} & set(self.open):
-            self.headings[-1] += data
-
-    def row(self, *start: str) -> list[str]:
-        return next(row for row in self.rows if row[: len(start)] == list(start))
-
-
-def page_of(*folders: Path) -> Page:
-    return Page(render_page(read_report(folders)))
+from tests.runs.reported_runs import CONFIG, FINALS, Page, learning_rows, page_of, write_run
 
 
 def test_report_writes_a_page_and_a_picture(tmp_path: Path):
@@ -419,75 +338,6 @@ def test_a_seed_that_ended_early_is_shown_and_left_out_of_the_mean(tmp_path: Pat
     assert "a mean ends where one of its seeds does" in page.text
 
 
-def games(tmp_path: Path, scores: dict[str, dict[str, list[float]]]) -> list[Path]:
-    """Runs of agents on Atari games, one seed for each final return."""
-    folders = []
-    for agent, by_game in scores.items():
-        for game, finals in by_game.items():
-            rows = [Row(step, "eval/return", f * step / 100, s) for s, f in enumerate(finals) for step in (0, 50, 100)]
-            config = {"command": "train", "agent": agent, "env": f"atari/{game}", "seeds": list(range(len(finals)))}
-            folders.append(write_run(tmp_path / f"{agent}-{game}", config, rows))
-    return folders
-
-
-def test_scores_over_environments_by_hand(tmp_path: Path):
-    """Pong: random -20.7, human 14.6; Boxing: 0.1 and 12.1. Scores 0, 0.5, 1 and 1, 1.5, 2 in each game."""
-    low, high = [-20.7, -3.05, 14.6], [0.1, 6.1, 12.1]
-    scores = {
-        "dqn": {"Pong": low, "Boxing": high},
-        "ppo": {"Pong": [x + 35.3 for x in low], "Boxing": [x + 12 for x in high]},
-    }
-    page = page_of(*games(tmp_path, scores))
-    assert page.headings[0] == "dqn, ppo on 2 environments"
-    assert "Across environments" in page.headings
-    row = next(row for row in page.rows if row[0] == "dqn" and len(row) == 6)
-    starts = [cell.split()[0] for cell in row]
-    assert starts == ["dqn", "0.5", "0.5", "0.5", "0.5", "3"]  # IQM, median, mean, gap, seeds
-    row = next(row for row in page.rows if row[0] == "ppo" and len(row) == 6)
-    assert [cell.split()[0] for cell in row] == ["ppo", "1.5", "1.5", "1.5", "0", "3"]
-    # Of nine pairs in a game, 1 against 1 is a tie: 1/18 of dqn over ppo.
-    assert page.row("dqn over ppo")[1].startswith("0.06 [")
-    assert "0 = random, 1 = human" in page.text
-    assert page.row("dqn – ppo", "atari/Pong")[2].startswith("-35.3 [")
-
-
-def test_environments_without_a_reference_pair_are_not_averaged(tmp_path: Path):
-    runs = games(tmp_path, {"dqn": {"Pong": [1.0, 2.0], "Adventure": [1.0, 2.0]}})
-    page = page_of(*runs)
-    assert "No average over environments: 'atari/Adventure' has no human score" in page.text
-
-
-def test_a_method_that_lacks_an_environment_is_left_out_of_the_average(tmp_path: Path):
-    runs = games(tmp_path, {"dqn": {"Pong": [1.0, 2.0], "Boxing": [1.0, 2.0]}, "ppo": {"Pong": [1.0, 2.0]}})
-    assert "ppo: not measured in every environment, so left out" in page_of(*runs).text
-
-
-def test_methods_are_named_as_shortly_as_possible(tmp_path: Path):
-    def labels(*configs: dict[str, Any]) -> list[str]:
-        folder = tmp_path / str(len(list(tmp_path.iterdir())))
-        return method_labels(read_runs([write_run(folder / f"r{i}", c, []) for i, c in enumerate(configs)]))
-
-    one, other = {"agent": "td3", "env": "x"}, {"agent": "sac", "env": "x"}
-    assert labels(one, other) == ["td3", "sac"]
-    assert labels(one, one | {"env": "y"}) == ["td3", "td3"]
-    steps = [one | {"agent_config": {"n_step": n, "discount": 0.99}} for n in (1, 3)]
-    assert labels(*steps, other) == ["td3 n_step=1", "td3 n_step=3", "sac"]
-    assert labels(one, one) == ["r0", "r1"]
-    assert labels({}, other) == ["r0", "r1"]
-
-
-def test_only_settings_that_differ_are_set_side_by_side(tmp_path: Path):
-    first = write_run(tmp_path / "first")
-    second = write_run(tmp_path / "second", CONFIG | {"agent_config": {"discount": 0.9}, "preset": "dmc"})
-    page = page_of(first, second)
-    assert page.row("agent_config.discount") == ["agent_config.discount", "0.99", "0.9"]
-    assert page.row("preset") == ["preset", "–", "dmc"]
-    assert not [row for row in page.rows if row[0] in ("steps", "env", "options.num_envs")]
-    assert page.row("Commit") == ["Commit", "10ece44"]  # the same for both
-    both = [write_run(tmp_path / "a"), write_run(tmp_path / "b")]
-    assert "The settings of the runs are the same." in page_of(*both).text
-
-
 def test_a_table_for_spreadsheets(tmp_path: Path):
     report = read_report([write_run(tmp_path / "run")])
     rows = {row["metric"]: row for row in csv.DictReader(io.StringIO(summary_csv(report)))}
@@ -500,18 +350,6 @@ def test_a_table_for_spreadsheets(tmp_path: Path):
     assert [int(row["step"]) for row in curve] == list(range(0, 50_001, 5000))
     assert float(curve[-1]["mean"]) == 824.0
     assert float(curve[-1]["low"]) < 824 < float(curve[-1]["high"])
-
-
-def test_a_table_for_papers(tmp_path: Path):
-    scores = {"dqn_a": {"Pong": [1.0, 3.0], "Boxing": [10.0, 12.0]}, "ppo": {"Pong": [5.0, 7.0]}}
-    text = summary_latex(read_report(games(tmp_path, scores)))
-    lines = text.splitlines()
-    assert lines[:3] == [r"\begin{tabular}{lrr}", r"\toprule", r" & atari/Pong & atari/Boxing \\"]
-    assert lines[4].startswith(r"dqn\_a & 2 {\scriptsize [")
-    assert r"\textbf" not in lines[4]  # the only one in its column is not the best of anything
-    assert lines[5].startswith(r"ppo & \textbf{6} {\scriptsize [")
-    assert lines[5].endswith(r"& -- \\")
-    assert "$-$" in lines[4]  # two seeds: the interval reaches below zero
 
 
 def test_constant_measurements_are_named_and_not_drawn(tmp_path: Path):
@@ -536,35 +374,6 @@ def test_hovering_shows_the_numbers_of_the_table(tmp_path: Path):
 def test_dollars_in_names_are_no_formulas(tmp_path: Path):
     config = CONFIG | {"agent": "a$b$_^{", "env": "$x_"}
     write_report([write_run(tmp_path / "r", config), write_run(tmp_path / "s")], tmp_path / "out")
-
-
-def test_the_picture_of_several_environments_has_room_for_its_titles(tmp_path: Path):
-    """The subtitle and the panels with their own titles do not lie on each other, with one row of panels or two."""
-    scores = {agent: dict.fromkeys(["Pong", "Boxing", "Qbert", "Freeway"], [1.0, 3.0]) for agent in ("dqn", "ppo")}
-    folders = games(tmp_path, scores)
-    for chosen in (folders[:2] + folders[4:6], folders):
-        report = read_report(chosen)
-        panels = {place: report.lines("eval/return", place) for place in report.places}
-        figure = figures.picture(panels, "steps", "return", "A title", "a subtitle " * 6)
-        figure.canvas.draw()
-        boxes = [axes.get_tightbbox() for axes in figure.axes if axes.get_visible()] + [
-            figure.texts[-1].get_window_extent()
-        ]
-        assert len(boxes) == len(panels) + 1
-        assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
-
-
-def test_a_place_that_knows_nothing_of_the_main_metric_gets_no_empty_panel(tmp_path: Path):
-    """Returns of an agent and accuracies of interventions on one page."""
-    rows = [Row(step, "plasticity/online_accuracy", 0.5, seed) for seed in range(3) for step in (10, 20)]
-    own = {"command": "plasticity-arm", "problem": "label-shuffle", "seeds": [0, 1, 2]}
-    runs = [write_run(tmp_path / "td3"), write_run(tmp_path / "sac", {**CONFIG, "agent": "sac"})]
-    runs += [write_run(tmp_path / name, {**own, "intervention": name}, rows) for name in ("nap", "redo")]
-    report = render_page(read_report(runs))
-    assert "no curve recorded" not in report
-    assert "has no metric" not in report
-    assert "There is no <code>eval/return</code> of nap, redo." in report
-    assert "sac – td3" in report or "td3 – sac" in report
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium here")
