@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from agents.agent import Agent
 from agents.networks import DeterministicActor, Liftable
 from agents.ppo import ActorCritic
+from agents.ppo import Agent as PPO
 from agents.sac import StochasticActor
 from agents.symphony import Actor as SymphonyActor
 from envs import Runner
@@ -210,12 +211,17 @@ def _chosen(found: Mapping[str, Any] | list[str], network: str | None) -> list[s
 
 @torch.no_grad()
 def _visited(agent: Agent, runner: Runner, count: int) -> tuple[Tensor, Tensor]:
-    """Observations and the actions taken there: from the agent's replay, or by acting where it has none."""
+    """Observations, as the networks see them, and the actions taken there.
+
+    From the agent's replay or its last rollout; by acting where it has neither yet.
+    """
     replay: Any = getattr(agent, "replay", None)
     if replay is not None and agent.updates > 0:
         batch = replay.sample(count, 1.0)
-        kept = _first_of_each(torch.cat([batch.obs.flatten(1), batch.action.reshape(count, -1)], 1))
-        return batch.obs[kept], batch.action[kept]
+        return _distinct_pairs(batch.obs, batch.action)
+    if isinstance(agent, PPO) and agent.updates > 0:
+        pairs = (tensor.flatten(0, 1)[:count] for tensor in (agent.rollout.obs, agent.rollout.action))
+        return _distinct_pairs(*pairs)
     obs, seen, taken = runner.reset(), [], []
     for _ in range(count):
         action = agent.act(obs, explore=False)
@@ -223,6 +229,11 @@ def _visited(agent: Agent, runner: Runner, count: int) -> tuple[Tensor, Tensor]:
         taken.append(action.clone())
         obs = runner.step(action).obs
     return torch.cat(seen), torch.cat(taken)
+
+
+def _distinct_pairs(obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+    kept = _first_of_each(torch.cat([obs.flatten(1), action.reshape(len(action), -1)], 1))
+    return obs[kept], action[kept]
 
 
 def _networks(agent: Agent, obs: Tensor, action: Tensor) -> dict[str, tuple[nn.Module, Tensor]]:

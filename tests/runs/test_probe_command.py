@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import nn
 
+from runs import probe as probe_module
+from runs.checkpoint import newest, read_seed
 from runs.cli import main
 from runs.probe_verdict import verdict
 
@@ -269,9 +271,15 @@ def test_verdicts(given, words):
     assert words in verdict(given)
 
 
-def test_ppo_which_has_no_replay_is_asked_where_it_acts(agents, capsys):
+def test_ppo_is_asked_on_its_last_rollout_as_its_networks_saw_it(agents, capsys, monkeypatch):
+    seen = []
+    probing = probe_module.probe
+    monkeypatch.setattr(probe_module, "probe", lambda *given: seen.append(given) or probing(*given))
     toy = ["--steps", "64", "--rollout-steps", "16", "--minibatches", "2", "--hidden", "8", "--seeds", "1", "--quiet"]
     more = ["--eval-episodes", "1", "--no-tensorboard", "--out", str(agents), "--name", "ppo"]
     assert main(["train", "ppo", "--env", "gym/CartPole-v1", *toy, *more]) == 0
     found = probe(capsys, agents / "ppo", "--families", "network")
     assert [row["network"] for row in found["networks"]] == ["net"]
+    rollout = read_seed(newest(agents / "ppo"), 0)["agent"]["parts"]["rollout"]["obs"].flatten(0, 1)
+    inputs = seen[0][2].inputs.flatten(0, 1)
+    assert all((rollout == row).all(-1).any() for row in inputs)
