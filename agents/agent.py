@@ -166,6 +166,10 @@ def load_parts_state(parts: Mapping[str, Any], state: Mapping[str, Any], seed: i
             copy_state_(_part_state(part, seed, lead), state[name], name)
 
 
+class Misfit(ValueError):
+    """The agent cannot act in an environment of this kind; another one may."""
+
+
 class ActionScale:
     """Between the agent's actions in [-1, 1] and the environment's box [low, high]."""
 
@@ -180,23 +184,23 @@ class ActionScale:
 
 
 def require_continuous(agent_name: str, spec: ActionSpec) -> ContinuousActionSpec:
-    """Raises ValueError if the environment's actions are discrete."""
+    """Raises Misfit if the environment's actions are discrete."""
     if not isinstance(spec, ContinuousActionSpec):
-        raise ValueError(f"'{agent_name}' needs continuous actions, this environment has {spec.count} discrete ones")
+        raise Misfit(f"'{agent_name}' needs continuous actions, this environment has {spec.count} discrete ones")
     return spec
 
 
 def require_discrete(agent_name: str, spec: ActionSpec) -> DiscreteActionSpec:
-    """Raises ValueError if the environment's actions are continuous."""
+    """Raises Misfit if the environment's actions are continuous."""
     if not isinstance(spec, DiscreteActionSpec):
-        raise ValueError(f"'{agent_name}' needs discrete actions, this environment has {spec.size} continuous ones")
+        raise Misfit(f"'{agent_name}' needs discrete actions, this environment has {spec.size} continuous ones")
     return spec
 
 
 def require_flat(agent_name: str, spec: ObservationSpec) -> int:
-    """The number of observed values. Raises ValueError if the environment shows images."""
+    """The number of observed values. Raises Misfit if the environment shows images."""
     if len(spec.shape) != 1:
-        raise ValueError(f"'{agent_name}' needs a vector of observations, this environment shows {list(spec.shape)}")
+        raise Misfit(f"'{agent_name}' needs a vector of observations, this environment shows {list(spec.shape)}")
     return spec.shape[0]
 
 

@@ -10,7 +10,7 @@ import io
 import itertools
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
@@ -29,9 +29,17 @@ def parse(options: type[Options], arguments: Sequence[str], prog: str, example: 
 
 
 def parse_with_agent(
-    options: type[Options], config: Any, arguments: Sequence[str], prog: str, example: str
+    options: type[Options],
+    config: Any,
+    arguments: Sequence[str],
+    prog: str,
+    example: str,
+    others: Mapping[str, type],
 ) -> tuple[Options, Any]:
-    """The same with every hyper-parameter of an agent as a flag of its own; `config` holds the defaults."""
+    """The same with every hyper-parameter of an agent as a flag of its own; `config` holds the defaults.
+
+    others: hyper-parameters of all agents, so that a flag of another one is named as such.
+    """
     both = Annotated[
         tuple[
             Annotated[options, tyro.conf.arg(name="run")],
@@ -40,7 +48,7 @@ def parse_with_agent(
         tyro.conf.OmitArgPrefixes,
     ]
     default = (options(env=tyro.MISSING), config)  # type: ignore[call-arg]
-    return _parse(both, default, [options, type(config)], arguments, prog, example)
+    return _parse(both, default, [options, type(config)], arguments, prog, example, others)
 
 
 def asks_for_help(arguments: Sequence[str]) -> bool:
@@ -59,12 +67,18 @@ def given_value(arguments: Sequence[str], flag: str) -> str | None:
 
 
 def _parse(
-    target: Any, default: Any, classes: Sequence[type], arguments: Sequence[str], prog: str, example: str
+    target: Any,
+    default: Any,
+    classes: Sequence[type],
+    arguments: Sequence[str],
+    prog: str,
+    example: str,
+    others: Mapping[str, type] | None = None,
 ) -> Any:
     if asks_for_help(arguments):
         print(help_page(classes, [None] * len(classes), prog, example), end="")
         raise SystemExit(0)
-    _check_flags(classes, arguments, prog)
+    _check_flags(classes, arguments, prog, others or {})
     keywords = {} if default is None else {"default": default}
     complaint = io.StringIO()
     try:
@@ -139,13 +153,16 @@ def _one_sentence(box: str) -> str:
     return re.sub(r"^Error parsing \S+: ", "", " ".join(filter(None, lines[start:end])))
 
 
-def _check_flags(classes: Sequence[type], arguments: Sequence[str], prog: str) -> None:
+def _flag_types(cls: type) -> dict[str, Any]:
+    """{"--replay-capacity": int, …} of the fields that are flags."""
+    hints = get_type_hints(cls)
+    names = [field.name for field in dataclasses.fields(cls) if not _is_positional(cls, field.name)]
+    return {_flag(name): hints[name] for name in names}
+
+
+def _check_flags(classes: Sequence[type], arguments: Sequence[str], prog: str, others: Mapping[str, type]) -> None:
     """tyro would answer with a page; a mistyped flag or number gets one sentence instead."""
-    types: dict[str, Any] = {}
-    for cls in classes:
-        hints = get_type_hints(cls)
-        flags = [field.name for field in dataclasses.fields(cls) if not _is_positional(cls, field.name)]
-        types |= {_flag(name): hints[name] for name in flags}
+    types = {flag: kind for cls in classes for flag, kind in _flag_types(cls).items()}
     positional = any(_is_positional(cls, field.name) for cls in classes for field in dataclasses.fields(cls))
     if arguments and not arguments[0].startswith("-") and not positional:
         raise UsageError(f"`{prog}` does not know what to do with '{arguments[0]}'")
@@ -157,7 +174,9 @@ def _check_flags(classes: Sequence[type], arguments: Sequence[str], prog: str) -
         flag, has_value, value = argument.partition("=")
         flag = flag.replace("_", "-")
         if flag not in known:
-            raise UsageError(f"`{prog}` has no flag '{flag}'.{nearest(flag, known)}")
+            owners = [name for name, cls in others.items() if flag.replace("--no-", "--", 1) in _flag_types(cls)]
+            where = f" It is an option of {', '.join(owners)}; `{prog} --help` lists those of this agent."
+            raise UsageError(f"`{prog}` has no flag '{flag}'.{where if owners else nearest(flag, known)}")
         if get_origin(types.get(flag)) is tuple:
             if flag in lists:  # argparse would forget the first values
                 raise UsageError(f"flag '{flag}' is given twice; write all its values behind one")

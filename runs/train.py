@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 import envs
+from agents.agent import Misfit
 from agents.diagnostics import AgentDiagnostics
 from envs import Runner
 from envs.graphics import OpenGLMissing
@@ -25,6 +27,7 @@ from runs.errors import UsageError
 from runs.folders import describe_machine, new_run_folder
 from runs.keeping import advice
 from runs.lock import RunLock
+from runs.memory import require_replay_memory
 from runs.options import TRAIN_EXAMPLE, TrainOptions, WatchOptions, environment_settings
 from runs.parsing import asks_for_help, given_value, help_page, parse_with_agent
 from runs.randomness import spawn_streams
@@ -99,7 +102,8 @@ def prepare(agent: str, arguments: Sequence[str]) -> tuple[RunConfig, TrainOptio
     preset = given_value(arguments, "--preset")
     preset_config(agent, preset)  # a wrong name is found before an environment is built
     # The environment decides the default preset, and its settings are flags, so the flags are read twice.
-    options, _ = parse_with_agent(TrainOptions, preset_config(agent, preset), arguments, prog, TRAIN_EXAMPLE)
+    page = (arguments, prog, TRAIN_EXAMPLE, {name: other.Config for name, other in AGENTS.items()})
+    options, _ = parse_with_agent(TrainOptions, preset_config(agent, preset), *page)
     env_settings = environment_settings(options)
     try:
         runner = envs.make(env_id, **env_settings)
@@ -109,11 +113,13 @@ def prepare(agent: str, arguments: Sequence[str]) -> tuple[RunConfig, TrainOptio
         raise UsageError(f"{env_id} does not take the settings {env_settings}: {error}") from error
     try:
         preset = preset or default_preset(agent, env_id, runner.observation_spec)
-        options, agent_config = parse_with_agent(
-            TrainOptions, preset_config(agent, preset), arguments, prog, TRAIN_EXAMPLE
-        )
+        options, agent_config = parse_with_agent(TrainOptions, preset_config(agent, preset), *page)
         config = _run_config(agent, agent_config, preset, options, env_settings, runner)
-        groups = choose_groups(config, options.seeds_as, runner)
+        try:
+            require_replay_memory(config, runner)
+            groups = choose_groups(config, options.seeds_as, runner)
+        except Misfit as error:
+            raise UsageError(f"{error}; use {' or '.join(_fitting_agents(config, runner)) or 'another one'}") from error
         threads = compute.resolve_threads(options.threads, len(groups), shows_images(runner))
         config = dataclasses.replace(config, seed_groups=groups, threads=threads)
         if config.film:
@@ -181,6 +187,17 @@ def choose_groups(config: RunConfig, seeds_as: str, runner: Runner) -> tuple[tup
     except ValueError:
         liftable = False
     return group_seeds(seeds_as, config.seeds, liftable, torch.device(config.device), shows_images(runner))
+
+
+def _fitting_agents(config: RunConfig, runner: Runner) -> list[str]:
+    """Those whose plain defaults can act in the environment."""
+    found = []
+    for name, module in AGENTS.items():
+        other = dataclasses.replace(config, agent=name, agent_config=module.Config(), interventions="none")
+        with contextlib.suppress(ValueError):
+            build_agent(other, runner, torch.device("cpu"), spawn_streams(0, torch.device("cpu")))
+            found.append(name)
+    return found
 
 
 def shows_images(runner: Runner) -> bool:

@@ -25,7 +25,11 @@ BAD_INPUT = {
     ),
     "preset": (["train", "td3", *PENDULUM, "--preset", "smal"], "'td3' has no preset 'smal'. Did you mean 'small'?"),
     "flag": (["train", "td3", *PENDULUM, "--discont", "0.9"], "has no flag '--discont'. Did you mean '--discount'"),
-    "flag of another agent": (["train", "td3", *PENDULUM, "--huber"], "has no flag '--huber'"),
+    "flag of another agent": (
+        ["train", "td3", *PENDULUM, "--temporal-advantage", "true"],
+        "`neoteny train td3` has no flag '--temporal-advantage'. It is an option of symphony; `neoteny",
+    ),
+    "switch of another agent": (["train", "ppo", *PENDULUM, "--no-matched"], "It is an option of beer"),
     "flag without value": (["train", "td3", "--env", "gym/Pendulum-v1", "--steps"], "flag '--steps' needs a value"),
     "stray word": (["train", "td3", "loudly", *PENDULUM], "does not know what to do with 'loudly'"),
     "device": (["train", "td3", *PENDULUM, "--device", "gpu"], "unknown device 'gpu', it is one of auto, cpu, cuda"),
@@ -39,10 +43,21 @@ BAD_INPUT = {
     "discount": (["train", "td3", *PENDULUM, "--discount", "1.5"], "discount must be between 0 and 1, got 1.5"),
     "batch": (["train", "sac", *PENDULUM, "--batch-size", "0"], "batch_size must be at least 1, got 0"),
     "replay": (["train", "sac", *PENDULUM, "--replay-capacity", "2"], "replay capacity must be at least 3"),
-    "discrete agent": (["train", "dqn", *PENDULUM], "'dqn' needs discrete actions, this environment has 1 continuous"),
+    "discrete agent": (
+        ["train", "dqn", *PENDULUM],
+        "'dqn' needs discrete actions, this environment has 1 continuous ones; use beer or ddpg or",
+    ),
     "continuous agent": (
         ["train", "sac", "--env", "gym/CartPole-v1", "--steps", "100"],
-        "'sac' needs continuous actions, this environment has 2 discrete ones",
+        "'sac' needs continuous actions, this environment has 2 discrete ones; use dqn or ppo",
+    ),
+    "agent for vectors on images": (
+        ["train", "symphony", "--env", "atari/Pong", "--steps", "100"],
+        "'symphony' needs a vector of observations, this environment shows [4, 84, 84]; use dqn or ppo",
+    ),
+    "agent for vectors on pictures": (
+        ["train", "td3", "--env", "dmc/cartpole-swingup", "--obs", "pixels"],
+        "'td3' needs a vector of observations, this environment shows [9, 84, 84]; use ppo",
     ),
     "no problem": (
         ["plasticity"],
