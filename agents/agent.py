@@ -13,10 +13,11 @@ from torch import Tensor
 
 from agents.fading import FadingReplay
 from agents.plastic import PlasticAdam, Plasticity
-from agents.population import Axes, RandomStream, copy_state_, of_seed
+from agents.population import of_seed
 from agents.replay import Replay
 from envs.runner import ActionSpec, ContinuousActionSpec, DiscreteActionSpec, ObservationSpec, Step
 from plasticity.adam import Adam
+from plasticity.population import Axes, RandomStream, copy_state_
 
 Metrics = dict[str, Tensor]
 Streams = Mapping[str, RandomStream]

@@ -24,11 +24,12 @@ import torch
 from torch import Tensor, nn
 
 from agents.agent import Agent, Metrics
-from agents.population import RandomStream, require_one_seed
+from agents.population import require_one_seed
 from plasticity.adam import Adam
 from plasticity.measures import activity, norms, ranks
 from plasticity.networks.functional import evaluating
 from plasticity.networks.structure import Structure, activations, find_structure
+from plasticity.population import RandomStream
 
 SAMPLES = 512  # on which units and ranks are measured; ranks need twice as many as there are units
 TAU = 0.025  # threshold of dormancy

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.population import RandomStream
 from agents.replay import Batch, Rings, copy_rings_, fade, zeros
 from envs.runner import ActionSpec, ContinuousActionSpec, ObservationSpec, Step
+from plasticity.population import RandomStream
 
 
 class FadingReplay:

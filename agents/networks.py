@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from agents.population import RandomStream
 from plasticity.networks.stacked import stack
+from plasticity.population import RandomStream
 
 Network = TypeVar("Network", bound=nn.Module)
 

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from agents.networks import initialise_, new_network
-from agents.population import Axes, RandomStream, of_seed
+from agents.population import of_seed
 from plasticity.adam import Adam
 from plasticity.intervention import Batch, Intervention, Learner, by_stage
 from plasticity.networks.structure import find_structure, watch
 from plasticity.networks.tracing import leading_axes
+from plasticity.population import Axes, RandomStream
 from plasticity.schedules import Constant, Schedule
 
 Network = TypeVar("Network", bound=nn.Module)

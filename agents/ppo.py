@@ -33,8 +33,9 @@ from agents.agent import (
 )
 from agents.networks import Liftable, NatureCNN
 from agents.plastic import Plasticity
-from agents.population import Axes, common_lead
+from agents.population import common_lead
 from envs.runner import ActionSpec, ContinuousActionSpec, ObservationSpec, Step
+from plasticity.population import Axes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,8 +29,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.population import RandomStream
 from envs.runner import ActionSpec, ContinuousActionSpec, ObservationSpec, Step
+from plasticity.population import RandomStream
 
 # Candidates drawn for each wanted row. At least about half of the filled slots are transitions (all episodes of length
 # one is the worst case), so 4 B candidates hold B transitions but for a chance below 1e-7 at B = 32.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import envs
 from agents.agent import Agent
-from agents.population import Axes
+from plasticity.population import Axes
 from runs import compute
 from runs.side_by_side import SideBySide
 

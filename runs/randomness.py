@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from agents.agent import PURPOSES
-from agents.population import RandomStream
+from plasticity.population import RandomStream
 
 # New purposes go to the end, so that old runs keep their numbers.
 STREAMS = (*PURPOSES, "environment", "evaluation_environment", "diagnostics")

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.population import Axes, of_seed
+from agents.population import of_seed
 from envs import Runner, Step
+from plasticity.population import Axes
 
 
 class SideBySide:

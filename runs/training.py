@@ -16,10 +16,11 @@ from torch import Tensor, nn
 import envs
 from agents.agent import Agent, Metrics
 from agents.diagnostics import AgentDiagnostics
-from agents.population import Axes, RandomStream, of_seed
+from agents.population import of_seed
 from envs import Runner, Step
 from envs.overlap import InBackground
 from envs.sequence import switches
+from plasticity.population import Axes, RandomStream
 from runs import checkpoint, compute
 from runs.catalogue import find_agent
 from runs.checkpoint import SeedPart

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from agents.fading import FadingReplay
-from agents.population import RandomStream
 from agents.replay import Batch, Replay
 from envs import ContinuousActionSpec, ObservationSpec, Step
+from plasticity.population import RandomStream
 
 ROWS, BATCH, BLOCK = 512_000, 256, 300
 CPU = torch.device("cpu")

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from agents.agent import PURPOSES
-from agents.population import RandomStream
 from envs import ContinuousActionSpec, DiscreteActionSpec, ObservationSpec, Step
+from plasticity.population import RandomStream
 
 VECTOR = ObservationSpec((3,))
 FRAMES = ObservationSpec((4, 36, 36), torch.uint8, stacked_frames=4)

@@ -12,10 +12,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from agents import dqn
 from agents.agent import gradient_step
-from agents.population import RandomStream, copy_state_, require_one_seed
+from agents.population import require_one_seed
 from agents.replay import Replay
 from envs import Step
 from plasticity.adam import Adam
+from plasticity.population import RandomStream, copy_state_
 from runs import checkpoint
 from runs.catalogue import AGENTS
 from tests.agents.fakes import BOX, BUTTONS, CPU, FRAMES, SMALL, VECTOR, fake_gradients, make_step, stream, streams

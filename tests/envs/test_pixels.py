@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import envs
-from agents.population import RandomStream
 from agents.replay import Replay
 from envs.drawing import PROFILES
 from envs.runner import Step, row_seeds
+from plasticity.population import RandomStream
 from tests.envs.pixel_runners import SMALL, pixels, uniform_actions
 
 ROOT = Path(__file__).parents[2]

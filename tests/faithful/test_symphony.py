@@ -14,13 +14,13 @@ from agents import symphony
 from agents.agent import ActionScale
 from agents.networks import initialise_
 from agents.plastic import PlasticAdam, Plasticity
-from agents.population import RandomStream
 from agents.replay import Batch
 from agents.symphony import GOLDEN, Actor, Agent, Config, Critics, Passes, ReSine
 from envs import ContinuousActionSpec, ObservationSpec
 from plasticity import registry
 from plasticity.adam import Adam
 from plasticity.networks.redraw import clear_step_counts
+from plasticity.population import RandomStream
 from tests.agents.fakes import CPU, make_step, streams
 
 PHI = (math.sqrt(5) + 1) / 2
