@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Protocol, TypeVar, cast, get_args, get_origin, get_type_hints, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -73,6 +73,16 @@ class Agent(Protocol):
 
     def load_state_dict(self, state: dict[str, Any], seed: int = 0) -> None:
         """Restore exactly. All seeds of a population must be given states of the same step."""
+        ...
+
+
+@runtime_checkable
+class Valuing(Protocol):
+    """An agent whose critics can be asked; its `config` has a `discount`."""
+
+    def value(self, obs: Tensor) -> Tensor:
+        """The discounted return that the trained critics, not their targets, expect of what `act` does without
+        exploration at obs [*S, N, *obs_shape], in the rewards of the environment: [*S, N]. Twin critics: their mean."""
         ...
 
 

@@ -228,6 +228,10 @@ class Agent:
         self.pending = obs, action
         return self.scale.to_environment(action)
 
+    @torch.no_grad()
+    def value(self, obs: Tensor) -> Tensor:
+        return self.critic.first(obs, self.actor(obs))
+
     def observe(self, step: Step) -> None:
         obs, action = take_pending(self.pending)
         self.replay.add(obs, action, step)

@@ -200,6 +200,10 @@ class Agent:
             self.pending = obs, action
         return action
 
+    @torch.no_grad()
+    def value(self, obs: Tensor) -> Tensor:
+        return self.net(obs).amax(-1)
+
     def observe(self, step: Step) -> None:
         obs, action = take_pending(self.pending)
         self.replay.add(obs, action, step)

@@ -363,6 +363,11 @@ class Agent:
         self.pending = obs, action
         return action
 
+    @torch.no_grad()
+    def value(self, obs: Tensor) -> Tensor:
+        nodes = self.critics(obs, self.act(obs, explore=False))
+        return aggregate(nodes, self.weights) * self.replay.reward_scale.view(*self.lead, 1)
+
     def observe(self, step: Step) -> None:
         obs, action = take_pending(self.pending)
         self.replay.add(obs, action, step)

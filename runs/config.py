@@ -42,6 +42,8 @@ class RunConfig:
     tensorboard: bool
     diagnostics_every: int | None = None
     """steps between measurements of the networks' plasticity"""
+    value_error: bool = False
+    """at every evaluation, what the critics expect of each episode against what it returned"""
     histograms: bool = False
     """of the weights at every evaluation, in TensorBoard alone"""
     film: bool = False

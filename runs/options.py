@@ -53,6 +53,8 @@ class TrainOptions:
     """steps between checkpoints that stay for good; default: only the last two stay"""
     diagnostics_every: int | None = None
     """steps between measurements of dormant units, ranks and norms; default: none"""
+    value_error: bool = False
+    """at evaluations, also compare Q with the discounted returns that follow (docs/agents.md)"""
     device: str = "auto"
     """auto, cpu or cuda"""
     threads: int = 0

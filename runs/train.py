@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import envs
-from agents.agent import Misfit
+from agents.agent import Misfit, Valuing
 from agents.diagnostics import AgentDiagnostics
 from envs import Runner
 from envs.graphics import OpenGLMissing
@@ -157,6 +157,7 @@ def _run_config(
         checkpoint_every=(max(1, options.steps // 4) if options.checkpoint_every is None else options.checkpoint_every),
         log_every=min(1_000, max(1, options.steps // 100)),
         diagnostics_every=options.diagnostics_every,
+        value_error=options.value_error,
         device=device.type,
         threads=options.threads,
         compiled=options.compile,
@@ -211,6 +212,11 @@ def _try_to_build(config: RunConfig, runner: Runner, seeds: int | tuple[int, ...
     agent = build_agent(config, runner, cpu, spawn_streams(seeds, cpu))
     if config.diagnostics_every is not None:
         AgentDiagnostics(agent)
+    if config.value_error and not isinstance(agent, Valuing):
+        able = [name for name, module in AGENTS.items() if hasattr(module.Agent, "value")]
+        raise ValueError(
+            f"--value-error needs an agent with action values ({', '.join(able)}), '{config.agent}' has none"
+        )
 
 
 def make_run_folder(config: RunConfig, options: TrainOptions) -> Path:

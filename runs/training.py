@@ -376,6 +376,7 @@ class Training:
             self.device,
             stop,
             others,
+            config.value_error,
         )
         self.streams["evaluation"].manual_seed(draws)  # how often it was drawn from depends on the slowest seed
         if scores is None:
@@ -389,12 +390,14 @@ class Training:
     def _tell_scores(self, index: int, member: Member, scores: Scores) -> None:
         now, seed = self.agent.steps, member.seed
         member.evaluation_due = False
+        errors = {} if scores.first_values is None else scores.first_values.errors(index)
         self._tell(
             member,
             [
                 *self._episode_rows(index, member),  # ended before: the steps in a seed's rows never fall
                 Row(now, "eval/return", float(scores.returns[index].mean()), seed),
                 Row(now, "eval/length", float(scores.lengths[index].float().mean()), seed),
+                *(Row(now, name, value, seed) for name, value in errors.items()),
             ],
         )
         if self.config.histograms:

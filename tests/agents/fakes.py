@@ -41,7 +41,11 @@ def streams(seed: int | Sequence[int] = 0, device: torch.device = CPU) -> dict[s
 
 
 def make_step(
-    obs: Tensor, reward: float | Tensor = 0.0, terminated: bool = False, truncated: bool = False, final_obs=None
+    obs: Tensor,
+    reward: float | Tensor = 0.0,
+    terminated: bool | Tensor = False,
+    truncated: bool | Tensor = False,
+    final_obs=None,
 ) -> Step:
     """A Step of len(obs) rows, all with the same reward and flags unless given as tensors."""
     rows = len(obs)
