@@ -9,6 +9,16 @@ network where there are several:
     gradient_norm     Euclidean norm of the loss's gradient before any clipping, in the next gradient step
 
 Units and ranks are measured on observations (and actions) from the replay.
+
+Of agents with the option `representation`, also what the critic's head reads, φ [N, D], mean over twin critics
+(specs/beer-and-online-rl.md, section 6); `representation/WHAT`, with the N and D that all of it depends on:
+
+    feature_rank    singular values of φ / √N above 0.01, BEER's representation rank (`ranks.feature_rank`)
+    srank           fewest singular values with 0.99 of their sum (`ranks.srank`)
+    effective_rank  entropy rank (`ranks.erank`)
+    dead_fraction   share of features that are 0 on all samples
+    samples         N
+    features        D
 """
 
 from __future__ import annotations
@@ -33,6 +43,8 @@ from plasticity.population import RandomStream
 
 SAMPLES = 512  # on which units and ranks are measured; ranks need twice as many as there are units
 TAU = 0.025  # threshold of dormancy
+RANK_SAMPLES = 2048  # on which the ranks of the representation are measured, or twice its width
+_AT_A_TIME = 512  # of these, through a network: images are large
 
 
 @dataclass
@@ -69,6 +81,8 @@ class AgentDiagnostics:
             raise ValueError("diagnostics need an agent whose networks are trained by plasticity.adam.Adam")
         for watched in self.networks.values():
             watched.optimizer.on_gradients = watched.see
+        able = [one for one in self.networks.values() if hasattr(one.network, "features")]
+        self.representing = able[0] if able and hasattr(getattr(agent, "config", None), "representation") else None
 
     def state_dict(self) -> dict[str, Any]:
         """Which networks' next gradients are to be measured, and what was measured but not told yet."""
@@ -103,7 +117,19 @@ class AgentDiagnostics:
             masks += units
             watched.waiting = True
         whole = _whole(found) | {"plasticity/dormant_fraction": activity.fraction(masks)[0]}
+        if self.representing is not None:
+            whole |= self._representation(self.representing, stream)
         return whole | {"speed/diagnostics_seconds": torch.tensor(time.perf_counter() - began)}
+
+    def _representation(self, watched: _Network, stream: RandomStream) -> Metrics:
+        network: Any = watched.network
+        takes_action = "action" in inspect.signature(network.features).parameters
+        with _drawing_from(self.replay, stream):
+            batch = self.replay.sample(max(RANK_SAMPLES, 2 * watched.structure.hidden[-1].units), 1.0)
+        inputs = (batch.obs, batch.action) if takes_action else (batch.obs,)
+        with evaluating(network):
+            parts = [network.features(*part) for part in zip(*(x.split(_AT_A_TIME) for x in inputs), strict=True)]
+        return representation_ranks(torch.cat(parts, -2))
 
     def gradient_norms(self) -> Metrics:
         """Of all networks, once each has taken a gradient step since `measure`; told once, else empty."""
@@ -114,6 +140,22 @@ class AgentDiagnostics:
         for watched in self.networks.values():
             watched.gradient_norm = None
         return _whole(found)
+
+
+def representation_ranks(features: Tensor) -> Metrics:
+    """Ranks of features [N, D] or, of K critics, [K, N, D], whose mean it is; see above."""
+    h = features if features.ndim == 3 else features.unsqueeze(0)
+    samples, width = h.shape[1:]
+    sigma = ranks.singular_values(h)
+    found = {
+        "feature_rank": ranks.feature_rank(sigma, samples).mean(),
+        "srank": ranks.srank(sigma).float().mean(),
+        "effective_rank": ranks.erank(sigma).mean(),
+        "dead_fraction": (h == 0).all(1).float().mean(),
+        "samples": torch.tensor(float(samples), device=h.device),
+        "features": torch.tensor(float(width), device=h.device),
+    }
+    return {f"representation/{name}": value for name, value in found.items()}
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from agents.diagnostics import AgentDiagnostics
+from agents.diagnostics import AgentDiagnostics, representation_ranks
 from agents.plastic import Plasticity
 from envs import Step
 from plasticity.nap import NaP
@@ -16,6 +16,7 @@ from plasticity.networks import projection
 from tests.agents.fakes import FRAMES, REPLAYING, fake_gradients, make_step, stream
 from tests.agents.test_plastic import build, live, networks
 
+RANKS = ("feature_rank", "srank", "effective_rank", "dead_fraction", "samples", "features")
 WHOLE = ("dormant_fraction", "effective_rank", "weight_norm", "gradient_norm")
 
 
@@ -34,7 +35,8 @@ def test_every_network_of_an_agent(name):
     found = measured(agent, AgentDiagnostics(agent))
     each = [] if name == "dqn" else ["actor", "critic" if name in ("beer", "ddpg") else "critics"]
     expected = [f"plasticity/{what}{part}" for what in WHOLE for part in ["", *(f"/{network}" for network in each)]]
-    assert sorted(found) == sorted([*expected, "speed/diagnostics_seconds"])
+    ranks = [f"representation/{what}" for what in RANKS] if name in ("beer", "dqn", "sac", "td3") else []
+    assert sorted(found) == sorted([*expected, *ranks, "speed/diagnostics_seconds"])
     assert all(value.shape == () and value.isfinite() for value in found.values())
     assert 1 <= found["plasticity/effective_rank"] <= 16
     assert found["plasticity/gradient_norm"] > 0
@@ -79,6 +81,47 @@ def test_hand_values_of_twin_critics():
     assert found["plasticity/weight_norm/critics"] == pytest.approx(norm, rel=1e-5)
     # Dead but for one unit, the second critic has features of rank 1.
     assert 1 < found["plasticity/effective_rank/critics"] < (1 + 12) / 2
+
+
+def test_ranks_of_a_representation_by_hand():
+    """Twin critics: diag(10, 5, 1, 0.05, 0.001) above 95 rows of zeros, where srank is 3 and so is the feature rank;
+    and a matrix with one direction and four dead features. Specification, check 9."""
+    first, second = torch.zeros(2, 100, 5)
+    first[:5] = torch.diag(torch.tensor([10, 5, 1, 0.05, 0.001]))
+    second[:, 0] = 1.0
+    found = representation_ranks(torch.stack([first, second]))
+    shares = torch.tensor([10, 5, 1, 0.05, 0.001]) / 16.051
+    entropy_rank = float((-(shares * shares.log()).sum()).exp())
+    assert {name.removeprefix("representation/"): float(value) for name, value in found.items()} == {
+        "feature_rank": 2,
+        "srank": 2,
+        "effective_rank": pytest.approx((entropy_rank + 1) / 2, rel=1e-5),
+        "dead_fraction": pytest.approx(0.4),
+        "samples": 100,
+        "features": 5,
+    }
+    assert representation_ranks(10 * first)["representation/feature_rank"] == 4
+    assert representation_ranks(10 * first)["representation/srank"] == 3
+
+
+@pytest.mark.parametrize("name", ["beer", "dqn", "sac"])
+def test_ranks_are_of_what_the_head_reads(name):
+    agent = build(name)
+    live(agent, 20)
+    found = AgentDiagnostics(agent).measure(stream(3))
+    agent.replay.stream = stream(3)
+    agent.replay.sample(512, 1.0)  # what units are measured on
+    batch = agent.replay.sample(2048, 1.0)
+    with torch.no_grad():
+        if name == "dqn":
+            features = agent.net.features(batch.obs)
+        else:
+            critic = agent.critics if name == "sac" else agent.critic
+            features = critic.features(batch.obs, batch.action)
+    expected = representation_ranks(features)
+    assert (expected["representation/samples"], expected["representation/features"]) == (2048, 16)
+    for key, value in expected.items():
+        assert float(found[key]) == pytest.approx(float(value), rel=1e-4)
 
 
 def test_gradient_norms_are_those_of_the_next_step_and_survive_a_checkpoint(monkeypatch):
