@@ -226,12 +226,13 @@ _AT_LEAST_ONE = {
         "updates_per_step",
     ),
     *("target_update_every", "epsilon_decay_steps", "nodes", "episode_limit", "feature_heads"),
-    *("rollout_steps", "epochs", "minibatches"),
+    *("rollout_steps", "epochs", "minibatches", "importance_steps"),
 }
 _POSITIVE = {"learning_rate", "adam_epsilon", "initial_temperature", "max_gradient_norm", "noise_std", "clip"}
 _FRACTION = {
     *("discount", "target_rate", "epsilon_start", "epsilon_end", "epsilon_evaluation"),
     *("gae_lambda", "advantage_rate", "first_moment_rate", "second_moment_rate"),
+    *("priority_exponent", "importance_start"),
 }
 _NOT_NEGATIVE = {
     *("warmup_steps", "exploration_noise", "target_noise", "target_noise_clip", "fall_window", "terminal_lives"),

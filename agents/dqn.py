@@ -11,7 +11,6 @@ Exploration is ε-greedy, ε falling linearly from the first step on.
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -20,25 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from agents.agent import (
-    Metrics,
-    Streams,
-    check_config,
-    compiled_if,
-    gradient_step,
-    lerp_,
-    load_parts_state,
-    parts_state,
-    require_discrete,
-    take_pending,
-    updates_due,
-)
+from agents.agent import Metrics, check_config, compiled_if
 from agents.networks import Liftable, NatureCNN, mlp
-from agents.plastic import Plasticity
-from agents.population import common_lead
-from agents.replay import Batch, Replay
+from agents.replay import Batch
 from agents.representation import Kind, needed_gradients, penalty
-from envs.runner import ActionSpec, ObservationSpec, Step
+from agents.value_based import ValueBased, weighted_mean
+from envs.runner import ActionSpec, ObservationSpec
+from plasticity.population import RandomStream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +40,14 @@ class Config:
     batch_size: int = 32
     replay_capacity: int = 1_000_000
     """slots; one frame (or vector) each"""
-    replay: Literal["uniform", "fading"] = "uniform"
-    """which transitions a batch is of: all alike, or old ones less often, as Symphony does"""
+    replay: Literal["uniform", "fading", "prioritised"] = "uniform"
+    """which transitions a batch is of: all alike, old ones less often, or those of large errors more often"""
+    priority_exponent: float = 0.6
+    """α of prioritised replay (Schaul et al. 2016)"""
+    importance_start: float = 0.4
+    """β of its importance weights at the start; it rises to 1"""
+    importance_steps: int = 10_000_000
+    """environment steps over which β rises"""
     warmup_steps: int = 80_000
     """environment steps before the first update"""
     update_every: int = 4
@@ -117,13 +110,19 @@ def td_target(target_net: QNetwork, batch: Batch) -> Tensor:
     return batch.reward + batch.discount * ~batch.terminated * target_net(batch.next_obs).amax(-1)
 
 
-def td_loss(net: QNetwork, batch: Batch, target: Tensor, huber: bool) -> tuple[Tensor, Metrics]:
-    """Mean squared (or Huber) TD error of the actions taken. target [*S, B]."""
+def td_loss(
+    net: QNetwork, batch: Batch, target: Tensor, huber: bool, weight: Tensor | None = None
+) -> tuple[Tensor, Metrics, Tensor]:
+    """Mean squared (or Huber) TD error of the actions taken, metrics, and the errors Q - y [*S, B].
+
+    target [*S, B]; weight: of importance, [*S, B].
+    """
     value = net(batch.obs).gather(-1, batch.action[..., None]).squeeze(-1)
     assert value.shape == target.shape, value.shape
     error = F.smooth_l1_loss if huber else F.mse_loss
-    loss = error(value, target, reduction="none").mean(-1)
-    return loss, {"loss/critic": loss.detach(), "value/mean": value.detach().mean(-1)}
+    loss = weighted_mean(error(value, target, reduction="none"), weight)
+    metrics = {"loss/critic": loss.detach(), "value/mean": value.detach().mean(-1)}
+    return loss, metrics, value.detach() - target
 
 
 def representation_penalty(kind: Kind, net: QNetwork, target_net: QNetwork, batch: Batch) -> tuple[Tensor, Metrics]:
@@ -137,8 +136,13 @@ def representation_penalty(kind: Kind, net: QNetwork, target_net: QNetwork, batc
     return penalty(kind, features, target_next, online_next, norm, batch.reward, batch.discount)
 
 
-class Agent:
+class Agent(ValueBased):
     """DQN: owns the networks, the optimiser and the replay ring."""
+
+    name = "dqn"
+    config: Config
+    net: QNetwork
+    target_net: QNetwork
 
     def __init__(
         self,
@@ -146,106 +150,25 @@ class Agent:
         action_spec: ActionSpec,
         config: Config,
         *,
-        num_envs: int,
-        device: torch.device,
-        streams: Streams,
         compiled: bool = False,
-        plasticity: Plasticity | None = None,
+        **common: Any,
     ):
-        action_spec = require_discrete("dqn", action_spec)
-        self.config, self.num_envs, self.device, self.lead = config, num_envs, device, common_lead(streams)
-        self.plasticity = make = plasticity or Plasticity()
-        self.actions = action_spec.count
-        self.exploration, self.evaluation = streams["exploration"], streams["evaluation"]
-        self.net = make.network(
-            lambda: QNetwork(observation_spec, self.actions, config.hidden, config.layer_norm),
-            streams["initialisation"],
-        )
-        self.target_net = copy.deepcopy(self.net)
-        self.target_parameters: list[Tensor] = list(self.target_net.parameters())
-        self.optimizer = make.optimizer(
-            self.net, config.learning_rate, target=self.target_net, epsilon=config.adam_epsilon
-        )
-        self.replay = Replay(
-            config.replay_capacity,
-            num_envs,
-            observation_spec,
-            action_spec,
-            device,
-            streams["sampling"],
-            fading=config.replay == "fading",
-        )
-        self.steps = self.updates = 0
-        self.pending: tuple[Tensor, Tensor] | None = None  # obs and action that wait for their outcome
+        super().__init__(observation_spec, action_spec, config, **common)
         self.td_target = compiled_if(compiled, td_target)
         self.td_loss = compiled_if(compiled, td_loss)
         self.penalty = compiled_if(compiled, representation_penalty)
 
-    @property
-    def epsilon(self) -> float:
-        """Chance of a random action at the present step."""
-        done = min(1.0, self.steps / self.config.epsilon_decay_steps)
-        return self.config.epsilon_start + done * (self.config.epsilon_end - self.config.epsilon_start)
+    def _network(self, observation_spec: ObservationSpec) -> QNetwork:
+        return QNetwork(observation_spec, self.actions, self.config.hidden, self.config.layer_norm)
 
-    @torch.no_grad()
-    def act(self, obs: Tensor, explore: bool) -> Tensor:
-        stream, count = self.exploration if explore else self.evaluation, obs.shape[len(self.lead)]
-        random = stream.integers(self.actions, count)
-        if explore and self.steps < self.config.warmup_steps and self.epsilon == 1:
-            action = random
-        else:
-            epsilon = self.epsilon if explore else self.config.epsilon_evaluation
-            action = torch.where(stream.uniform(count) < epsilon, random, self.net(obs).argmax(-1))
-        if explore:
-            self.pending = obs, action
-        return action
+    def _values(self, obs: Tensor, stream: RandomStream | None) -> Tensor:
+        return self.net(obs)
 
-    @torch.no_grad()
-    def value(self, obs: Tensor) -> Tensor:
-        return self.net(obs).amax(-1)
-
-    def observe(self, step: Step) -> None:
-        obs, action = take_pending(self.pending)
-        self.replay.add(obs, action, step)
-        self.pending = None
-        self.steps += self.num_envs
-
-    def update(self) -> Metrics:
-        config, metrics = self.config, {}
-        self.plasticity.at(self.steps)
-        rounds = updates_due(self.steps, self.num_envs, config.warmup_steps, config.update_every)
-        for _ in range(rounds * config.updates_per_round):
-            metrics = self._update_once()
-        if updates_due(self.steps, self.num_envs, config.warmup_steps, config.target_update_every):
-            lerp_(self.target_parameters, self.optimizer.parameters, 1.0)
-        return metrics
-
-    def _update_once(self) -> Metrics:
+    def _loss(self, batch: Batch, weight: Tensor | None) -> tuple[Tensor, Metrics, Tensor]:
         config = self.config
-        batch = self.replay.sample(config.batch_size, config.discount, config.n_step)
         target = self.td_target(self.target_net, batch)
-        loss, metrics = self.td_loss(self.net, batch, target, config.huber)
+        loss, metrics, error = self.td_loss(self.net, batch, target, config.huber, weight)
         if config.representation != "none":
             extra, more = self.penalty(config.representation, self.net, self.target_net, batch)
             loss, metrics = loss + config.representation_weight * extra, metrics | more
-        gradient_step(self.optimizer, loss, config.max_gradient_norm)
-        self.updates += 1
-        return metrics
-
-    def _parts(self) -> dict[str, Any]:
-        return {
-            "net": self.net,
-            "target_net": self.target_net,
-            "optimizer": self.optimizer,
-            "replay": self.replay,
-            "exploration": self.exploration,
-            "evaluation": self.evaluation,
-        }
-
-    def state_dict(self, seed: int = 0) -> dict[str, Any]:
-        parts = parts_state(self._parts(), seed, self.lead)
-        return {"parts": parts, "steps": self.steps, "updates": self.updates}
-
-    def load_state_dict(self, state: dict[str, Any], seed: int = 0) -> None:
-        load_parts_state(self._parts(), state["parts"], seed, self.lead)
-        self.steps, self.updates, self.pending = state["steps"], state["updates"], None
+        return loss, metrics, error

@@ -1,4 +1,6 @@
-"""Microseconds for one batch from a full replay of 512 000 rows: uniform, fading, and Symphony's own buffer.
+"""Microseconds for one batch from a full replay of 512 000 rows: uniform, fading, prioritised, and Symphony's buffer.
+
+Prioritised: a draw, its importance weights, and the new priorities of the batch.
 
 Contestants take turns, ratios are taken inside a round. HalfCheetah's shapes.
 
@@ -16,6 +18,7 @@ import numpy as np
 import torch
 
 from agents.fading import FadingReplay
+from agents.prioritised import PrioritisedReplay
 from agents.replay import Batch, Replay
 from envs import ContinuousActionSpec, ObservationSpec, Step
 from plasticity.population import RandomStream
@@ -44,14 +47,24 @@ def contestants() -> dict[str, Callable[[], Batch]]:
         return RandomStream(torch.Generator().manual_seed(0))
 
     uniform, fading = (Replay(ROWS, 512, *SPECS, CPU, stream(), fading=f) for f in (False, True))
-    for replay in (uniform, fading):
+    prioritised = PrioritisedReplay(ROWS, 512, *SPECS, CPU, stream(), exponent=0.5)
+    for replay in (uniform, fading, prioritised):
         fill(replay, 1_000, 512)
     symphony = FadingReplay(10_240, ROWS // 10_240, 512, *SPECS, CPU, stream())
     fill(symphony, 20, 512)
     symphony.normalise_and_fill()
+    errors = torch.rand(BATCH, generator=torch.Generator().manual_seed(0))
+
+    def prioritised_batch() -> Batch:
+        batch = prioritised.sample(BATCH, 0.99)
+        prioritised.importance_weights(0.4)
+        prioritised.set_priorities(errors)
+        return batch
+
     return {
         "uniform": lambda: uniform.sample(BATCH, 0.99),
         "fading (--replay fading)": lambda: fading.sample(BATCH, 0.99),
+        "prioritised (--replay prioritised)": prioritised_batch,
         "Symphony's buffer": lambda: symphony.sample(BATCH, 0.99),
     }
 

@@ -36,6 +36,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "symphony": {"nodes": 4, "updates_per_step": 2, "gradient_dropout": True, "fall_window": 2, "episode_limit": 9},
     "sac with LayerNorm": {"layer_norm": True},
     "dqn": {"update_every": 2, "updates_per_round": 3, "max_gradient_norm": 0.05, "target_update_every": 10},
+    "dqn with a prioritised replay": {"replay": "prioritised", "update_every": 1, "n_step": 2},
     "dqn with LayerNorm": {"update_every": 1, "layer_norm": True, "huber": True, "epsilon_decay_steps": 50},
 }
 

@@ -152,8 +152,9 @@ def test_dqn_loss_looks_at_the_action_taken(huber, expected):
             return torch.tensor([[0.0, 7.0, 4.0]]).expand(len(obs), 3)
 
     batch = Batch(**{**{n: getattr(BATCH, n) for n in BATCH.__slots__}, "action": torch.tensor([1, 2])})
-    loss, _ = dqn.td_loss(Net(), batch, torch.tensor([4.0, 7.0]), huber)  # type: ignore[arg-type]
+    loss, _, error = dqn.td_loss(Net(), batch, torch.tensor([4.0, 7.0]), huber)  # type: ignore[arg-type]
     assert loss.item() == pytest.approx(expected)
+    assert error.tolist() == [3.0, -3.0]
 
 
 @pytest.mark.parametrize("layer_norm", [False, True])
