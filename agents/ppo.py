@@ -349,9 +349,7 @@ class Agent:
     def _samples(self) -> Samples:
         """The rollout with its advantages, steps and environments as one axis."""
         config, rollout, axis = self.config, self.rollout, len(self.lead)
-        # In as many pieces as there are minibatches, so that it needs no more memory than they do.
-        successors = rollout.final_obs.flatten(axis, axis + 1).tensor_split(config.minibatches, axis)
-        next_value = torch.cat([self.net(piece)[1] for piece in successors], -1).view_as(rollout.value)
+        next_value = self._next_value()
         advantage = advantages(
             rollout.reward,
             rollout.value,
@@ -364,16 +362,33 @@ class Agent:
         kept = (rollout.obs, rollout.action, rollout.log_probability, rollout.value, advantage)
         return Samples(*(tensor.flatten(axis, axis + 1) for tensor in kept))
 
+    def _next_value(self) -> Tensor:
+        """V of the true successors, [*S, T, N]. Where the episode went on it is known: the next observation's."""
+        rollout, axis = self.rollout, len(self.lead)
+        asked = rollout.ended & ~rollout.terminated
+        asked[..., -1, :] = True
+        asked = asked.flatten(axis)
+        # Which ones are asked must not be read from a GPU; and running scales move on between a step and the next.
+        few = self.device.type == "cpu" and self.observation_moments is None
+        count = int(asked.sum(-1).amax()) if few else asked.shape[-1]
+        rows = asked.float().argsort(dim=-1, descending=True, stable=True)[..., :count]
+        pieces = rows.tensor_split(-(-count * self.config.minibatches // asked.shape[-1]), -1)
+        successors = rollout.final_obs.flatten(axis, axis + 1)
+        # In pieces no larger than minibatches, so that it needs no more memory than they do.
+        found = torch.cat([self.net(self._picked(successors, piece))[1] for piece in pieces], -1)
+        value = rollout.value.roll(-1, -2).flatten(axis).scatter(-1, rows, found)
+        return value.view_as(rollout.value)
+
     def _chosen(self, samples: Samples, rows: Tensor) -> Samples:
         """Some rows [*S, M] of each seed."""
-        count = samples.value.shape[-1]
+        return Samples(*(self._picked(getattr(samples, field.name), rows) for field in fields(samples)))
+
+    def _picked(self, tensor: Tensor, rows: Tensor) -> Tensor:
+        """Rows [*S, M] of each seed, of tensor [*S, B, ...]: [*S, M, ...]."""
+        count = tensor.shape[len(self.lead)]
         at = (rows.reshape(-1, rows.shape[-1]) + self._first_sample * count).flatten()
-
-        def pick(tensor: Tensor) -> Tensor:
-            flat = tensor.flatten(0, 1) if self.lead else tensor
-            return flat.index_select(0, at).unflatten(0, rows.shape)
-
-        return Samples(*(pick(getattr(samples, field.name)) for field in fields(samples)))
+        flat = tensor.flatten(0, 1) if self.lead else tensor
+        return flat.index_select(0, at).unflatten(0, rows.shape)
 
     def _parts(self) -> dict[str, Any]:
         moments = {"observation_moments": self.observation_moments, "return_moments": self.return_moments}

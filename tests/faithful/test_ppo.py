@@ -64,6 +64,36 @@ def test_advantages_by_hand_over_a_termination_and_a_truncation():
         assert found[:, row].tolist() == pytest.approx([float(first), float(second), float(third)])
 
 
+@pytest.mark.parametrize("seeds", [0, [0, 1]])
+def test_frames_are_bootstrapped_from_their_true_successors(seeds):
+    """Whether the value of a successor is asked for again or taken from where it was seen next."""
+    agent = make_agent(seeds, spec=BUTTONS, observations=FRAMES, rollout_steps=8, minibatches=4)
+    lead, world = agent.lead, torch.Generator().manual_seed(0)
+
+    def frames() -> Tensor:
+        return torch.randint(0, 256, (*lead, 2, *FRAMES.shape), dtype=torch.uint8, generator=world)
+
+    obs, successors = frames(), []
+    for t in range(8):
+        agent.act(obs, explore=True)
+        terminated, truncated = (torch.zeros(*lead, 2, dtype=torch.bool) for _ in range(2))
+        terminated[..., 0], truncated[..., 1] = t == 2, t in (1, 2, 5)
+        following = frames()
+        final = torch.where((terminated | truncated)[..., None, None, None], frames(), following)
+        scalars = torch.zeros(*lead, 2)
+        agent.observe(Step(following, scalars, terminated, truncated, final, scalars, scalars.long(), truncated))
+        obs = following
+        successors.append(final)
+    asked = []
+    agent.net.register_forward_pre_hook(lambda _, inputs: asked.append(inputs[0].shape[len(lead)]))
+    found = agent._next_value()
+    assert sum(asked) == 5  # three truncated steps, and the last one of both rows
+    axis = len(lead)
+    expected = agent.net(torch.stack(successors, axis).flatten(axis, axis + 1))[1].view_as(found)
+    kept = ~agent.rollout.terminated
+    torch.testing.assert_close(found[kept], expected[kept].detach())
+
+
 # The loss
 
 
