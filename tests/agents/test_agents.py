@@ -9,11 +9,9 @@ import typing
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from agents import beer, ddpg, dqn, sac, td3
 from agents.agent import updates_due
-from envs import ObservationSpec, Step
 from runs.catalogue import AGENTS
 from tests.agents.fakes import (
     BOX,
@@ -25,7 +23,6 @@ from tests.agents.fakes import (
     REPLAYING,
     SMALL,
     VECTOR,
-    fake_gradients,
     make_step,
     streams,
 )
@@ -231,41 +228,6 @@ def test_configs_are_frozen_typed_and_checked(name):
             dataclasses.replace(config, **{setting: bad})
 
 
-@pytest.mark.parametrize("name", REPLAYING)
-def test_update_runs_on_a_fake_gpu_without_mixing_devices_or_waiting_for_it(name, monkeypatch):
-    """FakeTensorMode refuses host/device mixing, and any read of a tensor's value (a hidden synchronisation).
-
-    Without a CUDA driver two things have no fake: generators, which stay on the CPU here (fake draws do not use them),
-    and autograd's engine, so gradients are stood in for by empty tensors. Autograd adds no device choice of its own.
-    """
-    device = torch.device("cuda")
-    # Copying a network for its target must not copy the mode that its tensors belong to.
-    monkeypatch.setattr(FakeTensorMode, "__deepcopy__", lambda mode, _: mode, raising=False)
-    monkeypatch.setattr(torch.autograd, "grad", fake_gradients)
-    with FakeTensorMode():
-        agent = AGENTS[name].Agent(
-            VECTOR,
-            BUTTONS if name == "dqn" else BOX,
-            AGENTS[name].Config(
-                **{"warmup_steps": 0, "update_every": 1, "n_step": 3, "layer_norm": True}
-                if name in OPTIONED
-                else {"warmup_steps": 2, "replay_capacity": 100, "gradient_dropout": True, "updates_per_step": 1}
-            ),
-            num_envs=2,
-            device=device,
-            streams=streams(device=device),
-        )
-        obs = torch.zeros(2, 3, device=device)
-        flags = torch.zeros(2, dtype=torch.bool, device=device)
-        scalars = torch.zeros(2, device=device)
-        while agent.updates < 4:
-            action = agent.act(obs, explore=True)
-            agent.observe(Step(obs, scalars, flags, flags, obs, scalars, scalars.long(), flags))
-            metrics = agent.update()
-        assert action.device.type == "cuda"
-        assert {value.device.type for value in metrics.values()} == {"cuda"}
-
-
 def critic_loss(name: str, agent, batch):
     """The loss of the agent's critics, and what it is called with."""
     target = torch.zeros(16)
@@ -385,15 +347,3 @@ def test_probe_policy_depends_on_the_observation(name):
     else:
         assert up[0] > 1.0
         assert down[0] < -1.0
-
-
-def test_compiled_losses_equal_eager_ones():
-    """The compiler is replaced by its front end alone: the graph must be whole (no break), the numbers the same."""
-    spec = ObservationSpec((3,))
-    for name in OPTIONED:
-        agent = build(name, spec)
-        live(agent, 12)
-        batch = agent.replay.sample(16, 0.99)
-        loss, arguments = critic_loss(name, agent, batch)
-        whole = torch.compile(loss, backend="aot_eager", fullgraph=True)
-        torch.testing.assert_close(whole(*arguments)[0], loss(*arguments)[0])

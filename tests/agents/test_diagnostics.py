@@ -169,7 +169,7 @@ def test_a_population_is_refused():
 
 @pytest.mark.parametrize("name", REPLAYING)
 def test_nothing_waits_for_a_gpu_but_the_ranks(name, monkeypatch):
-    """See test_agents. The decomposition behind the ranks is made by the device's library, which may wait."""
+    """See test_every_agent. The decomposition behind the ranks is made by the device's library, which may wait."""
     device = torch.device("cuda")
     monkeypatch.setattr(FakeTensorMode, "__deepcopy__", lambda mode, _: mode, raising=False)
     monkeypatch.setattr(torch.autograd, "grad", fake_gradients)

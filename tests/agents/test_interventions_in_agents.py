@@ -341,7 +341,7 @@ def test_a_population_does_what_its_seeds_do_alone_and_resumes_exactly(name, tex
 
 @pytest.mark.parametrize(("name", "intervention"), ACCEPTED)
 def test_an_update_does_not_wait_for_a_gpu(name, intervention, monkeypatch):
-    """See test_agents: gradients are stood in for; planning NaP reads the radii once, which is left out here."""
+    """See test_every_agent: gradients are stood in for; planning NaP reads the radii once, which is left out here."""
     device = torch.device("cuda")
     monkeypatch.setattr(FakeTensorMode, "__deepcopy__", lambda mode, _: mode, raising=False)
     monkeypatch.setattr(torch.autograd, "grad", fake_gradients)

@@ -175,7 +175,7 @@ def test_images():
 
 @pytest.mark.parametrize("name", REPLAYING)
 def test_update_does_not_wait_for_a_gpu(name, monkeypatch):
-    """See test_agents: gradients are stood in for; planning reads the radii once, which is left out here."""
+    """See test_every_agent: gradients are stood in for; planning reads the radii once, which is left out here."""
     device = torch.device("cuda")
     monkeypatch.setattr(FakeTensorMode, "__deepcopy__", lambda mode, _: mode, raising=False)
     monkeypatch.setattr(torch.autograd, "grad", fake_gradients)

@@ -273,7 +273,7 @@ def test_seeds_that_see_frames_are_one_grouped_convolution(layer_norm):
 
 @pytest.mark.parametrize("case", SETTINGS)
 def test_population_runs_on_a_fake_gpu(case, monkeypatch):
-    """As for one seed, see `test_agents`: no mixed devices, no read of a value, gradients stood in for."""
+    """As for one seed, see `test_every_agent`: no mixed devices, no read of a value, gradients stood in for."""
     device = torch.device("cuda")
     monkeypatch.setattr(FakeTensorMode, "__deepcopy__", lambda mode, _: mode, raising=False)
     monkeypatch.setattr(torch.autograd, "grad", fake_gradients)

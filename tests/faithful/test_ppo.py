@@ -319,7 +319,7 @@ def test_interventions_go_with_it(text):
 
 @pytest.mark.parametrize("seeds", [0, [0, 1]])
 def test_update_runs_on_a_fake_gpu_without_mixing_devices_or_waiting_for_it(seeds, monkeypatch):
-    """As for the other agents, see test_agents."""
+    """As for the other agents, see test_every_agent."""
     device = torch.device("cuda")
     monkeypatch.setattr(torch.autograd, "grad", fake_gradients)
     with FakeTensorMode():
