@@ -110,7 +110,7 @@ def test_resuming_continues_exactly(text):
 
 
 class OnFakeGPU(Training):
-    """Gradients are stood in for: autograd's engine has no fake without a driver, see tests/agents/test_every_agent.py."""
+    """Gradients are stood in for: autograd's engine has no fake without a driver, see tests/agents/test_every_agent."""
 
     def backward(self, loss):
         assert loss.device.type == "cuda"
