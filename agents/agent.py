@@ -236,7 +236,7 @@ _FRACTION = {
 }
 _NOT_NEGATIVE = {
     *("warmup_steps", "exploration_noise", "target_noise", "target_noise_clip", "fall_window", "terminal_lives"),
-    *("value_weight", "entropy_weight", "representation_weight", "weight_decay"),
+    *("value_weight", "entropy_weight", "representation_weight", "weight_decay", "bottleneck", "encoder_features"),
 }
 
 

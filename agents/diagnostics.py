@@ -71,6 +71,10 @@ class AgentDiagnostics:
         self.replay: Any = getattr(agent, "replay", None)
         if self.replay is None:
             raise ValueError("diagnostics need an agent with a replay, from which they take observations")
+        if getattr(agent, "encoder", None) is not None:
+            raise ValueError(
+                "diagnostics know networks that read observations; these read what an encoder makes of them"
+            )
         require_one_seed(type(agent).__module__.rpartition(".")[2], self.replay.lead)
         self.networks: dict[str, _Network] = {}
         optimizers = [part for part in vars(agent).values() if isinstance(part, Adam)]

@@ -13,6 +13,7 @@ its own successor, unlike in `agents.replay.Replay`, which fades too where an ag
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,7 +28,8 @@ class FadingReplay:
     """`tiles` times `exploration_steps` rows for each seed of `stream`, sampled by age.
 
     terminal_lives: how often a terminal transition is rescued. half_precision: keeps observations and actions as
-    float16 (Symphony ED), rewards stay exact. Raises ValueError if environments do not share out the exploration.
+    float16 (Symphony ED), rewards stay exact. weight: of a row, by its rank over N. Raises ValueError if environments
+    do not share out the exploration.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class FadingReplay:
         *,
         terminal_lives: float = math.inf,
         half_precision: bool = False,
+        weight: Callable[[Tensor], Tensor] = fade,
     ):
         if exploration_steps < 1 or tiles < 1 or exploration_steps % num_envs:
             raise ValueError(
@@ -66,7 +69,7 @@ class FadingReplay:
         self.head = torch.zeros(self.seeds, dtype=torch.int64, device=device)  # rows ever written or rescued
         self.reward_scale = torch.ones(self.seeds, device=device)
         self._first = torch.arange(self.seeds, device=device) * self.slots
-        weights = fade(torch.arange(self.slots, dtype=torch.float64) / self.slots)
+        weights = weight(torch.arange(self.slots, dtype=torch.float64) / self.slots)
         cumulative = weights.cumsum(0)
         self.probability = weights / cumulative[-1]  # float64 [N], of each rank
         self._cumulative = (cumulative / cumulative[-1]).to(device)

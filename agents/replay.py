@@ -110,6 +110,15 @@ def fade(rank: Tensor) -> Tensor:
     return torch.tanh((math.pi * rank) ** math.e)
 
 
+def bell(rank: Tensor) -> Tensor:
+    """Symphony's later weight of a row at relative rank x, exp(-(|x - φ/2| φ)^(2e)), largest at φ/2 = 0.809.
+
+    φ: the golden ratio (timurgepard/Symphony-S2 @97e0466, August 2026; specs/symphony.md, section 15 a).
+    """
+    golden = (math.sqrt(5) + 1) / 2
+    return torch.exp(-(((rank - golden / 2).abs() * golden) ** (2 * math.e)))
+
+
 def fading_quantiles() -> Tensor:
     """Relative ranks below which lie 0, 1 / FADING_STEPS, 2 / FADING_STEPS ... 1 of the weight that `fade` gives."""
     ranks = torch.linspace(0, 1, 4 * FADING_STEPS, dtype=torch.float64)

@@ -10,7 +10,18 @@
 
 x* is x without gradient; ReHSE(x) = mean x tanh(x/2); ReHAE(x) = mean |x| tanh(x/2); Ω(x) = ln((1 + x)/(1 - x)). There
 is no target actor, no delay, no learned entropy and no minimum over critics. Variants differ by numbers alone: presets
-S3 (the defaults), SE, S2, ED. Where paper and code differ, the code holds (specs/symphony.md, section 13).
+S3 (the defaults), SE, S2, ED. Where paper and code differ, the code holds (specs/symphony.md, section 13). Networks are
+in `agents.symphony_networks`.
+
+The successor of August 2026, "Saya" (section 15), is a preset, and each of its changes a switch:
+
+    weights     of replay and nodes: a bell instead of a fade                                              weighting
+    average     Q̄ <- α Q̄ + (1 - α) mean q'*, then (q' - Q̄) / |Q̄| with one Q̄ for the batch                  batch_average
+    target      r + γ (1 - terminated) (q'* - H*), H = mean Ω(σ^(1/β)) + β σ ln σ over dimensions          soft_target
+    networks    ReSine's slope is trained, blocks have a bottleneck, all read an encoder that predicts
+                rewards                                          trained_slope, bottleneck, encoder_features
+    optimiser   ε_t = β2 ε_(t-1) + (1 - β2) 1e-8 from ε_0 = 1 - 1e-8                                   annealed_epsilon
+    noise       one matrix a step, for the action and the update                                           shared_noise
 """
 
 from __future__ import annotations
@@ -21,7 +32,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from agents.agent import (
     ActionScale,
@@ -39,14 +50,18 @@ from agents.agent import (
     updates_due,
 )
 from agents.fading import FadingReplay
-from agents.networks import Liftable, StackedLayerNorm, StackedLinear
+from agents.networks import new_network
 from agents.plastic import Plasticity
 from agents.population import common_lead
-from agents.replay import Batch, fade
+from agents.replay import Batch, bell, fade
+from agents.symphony_networks import Actor, Critics, Encoder
 from envs.runner import ActionSpec, ObservationSpec, Step
+from plasticity.adam import Adam
 
 GOLDEN = (math.sqrt(5) - 1) / 2  # 1/φ
 CLIP = 1e-3  # of σ and β, in the regulariser alone
+EPSILON = 1e-8  # of the optimiser
+WEIGHTS = {"fade": fade, "bell": bell}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +105,22 @@ class Config:
     """observations and actions rest as float16 (ED)"""
     swaddling_sum: bool = False
     """sum over the action's dimensions, instead of their mean"""
+    weighting: Literal["fade", "bell"] = "fade"
+    """of the replay's rows by age, and of the critics' nodes by rank"""
+    batch_average: bool = False
+    """Q_T of all samples is one moving average, not each sample's own"""
+    soft_target: bool = False
+    """the target lacks what the regulariser adds at s', as with a learned entropy"""
+    trained_slope: bool = False
+    """of ReSine's sigmoid, instead of 1.5"""
+    bottleneck: int = 0
+    """outputs of one more linear layer in each block, which gradient dropout then acts on; 0: none"""
+    encoder_features: int = 0
+    """of the encoder that actor and critics read; 0: they read observations"""
+    annealed_epsilon: bool = False
+    """the optimiser's ε falls from 1 with rate β2"""
+    shared_noise: bool = False
+    """the update repeats the noise that was drawn for the action, instead of its own"""
     aggregation: Literal["fading", "mean", "min"] = "fading"
     """of the target critics' nodes; the last two for ablations"""
     temporal_advantage: bool = True
@@ -108,98 +139,14 @@ class Config:
             )
 
 
-class ReSine(Liftable):
-    """f sigmoid(1.5 f / σ_s), f = σ_s sin(x / σ_s), with a trained scale σ_s = sigmoid(s) for each unit (table III).
-
-    [*S, K, B, H] keeps its shape.
-    """
-
-    nonlinearity, own_axes = "resine", 2  # for plasticity.networks.tracing
-
-    def __init__(self, count: int, features: int):
-        super().__init__()
-        self.scale = nn.Parameter(torch.empty(count, 1, features))
-
-    @torch.no_grad()
-    def draw_(self, generator: torch.Generator) -> None:
-        """Uniform in ± 1 / √H."""
-        bound = 1 / math.sqrt(self.scale.shape[-1])
-        self.scale.uniform_(-bound, bound, generator=generator)
-
-    def forward(self, x: Tensor) -> Tensor:
-        scale = self.scale.sigmoid()
-        sine = torch.sin(x / scale)
-        return scale * sine * torch.sigmoid(1.5 * sine)
-
-
-def gradient_dropout(x: Tensor, passes: Tensor | None) -> Tensor:
-    """x itself, whose gradient passes only where `passes` is true, unscaled (eq. 7); everywhere if it is None."""
-    return x if passes is None else torch.where(passes, x, x.detach())
-
-
-class FeedForward(Liftable):
-    """K blocks Linear, LayerNorm, Linear, ReSine, Linear side by side (fig. 8): [*S, K, B, in] -> [*S, K, B, out]."""
-
-    def __init__(self, count: int, inputs: int, hidden: tuple[int, ...], outputs: int):
-        super().__init__()
-        self.count = count
-        self.net = nn.Sequential(
-            StackedLinear(count, inputs, hidden[0]),
-            StackedLayerNorm(count, hidden[0]),
-            StackedLinear(count, hidden[0], hidden[1]),
-            ReSine(count, hidden[1]),
-            StackedLinear(count, hidden[1], outputs),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
-
-
-class Actor(Liftable):
-    """One block with three groups of outputs, each through tanh(z/2): direction A, scale S, temperature B (fig. 3)."""
-
-    def __init__(self, observations: int, actions: int, hidden: tuple[int, ...]):
-        super().__init__()
-        self.block = FeedForward(1, observations, hidden, 3 * actions)
-
-    def straight_forward(self, obs: Tensor) -> Tensor:
-        """The outputs of the block, for tracing."""
-        return self.block(obs.unsqueeze(-3)).squeeze(-3)
-
-    def forward(self, obs: Tensor, passes: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """obs [*S, B, O] -> A in (-1, 1), σ = |S| and β = |B| in [0, 1), each [*S, B, A]. passes: [*S, B, 3 A]."""
-        outputs = gradient_dropout(self.straight_forward(obs), passes)
-        direction, scale, temperature = (outputs / 2).tanh().chunk(3, -1)
-        return direction, scale.abs(), temperature.abs()
-
-
-class Critics(Liftable):
-    """Three blocks on the observation and the action: values at n nodes each, all of them plain regressions."""
-
-    count = 3
-
-    def __init__(self, observations: int, actions: int, hidden: tuple[int, ...], nodes: int):
-        super().__init__()
-        self.block = FeedForward(self.count, observations + actions, hidden, nodes)
-
-    def straight_forward(self, obs: Tensor, action: Tensor) -> Tensor:
-        """The same without a look at shapes, for tracing."""
-        return self.block(torch.cat([obs, action], -1).expand(self.count, -1, -1))
-
-    def forward(self, obs: Tensor, action: Tensor, passes: Tensor | None = None) -> Tensor:
-        """obs [*S, B, O], action [*S, B, A] -> nodes [*S, 3, B, n], as `passes` is."""
-        x = torch.cat([obs, action], -1).unsqueeze(-3)
-        return gradient_dropout(self.block(x.expand(*x.shape[:-3], self.count, -1, -1)), passes)
-
-
 def bounded_noise(noise: Tensor, std: float) -> Tensor:
     """Standard normal noise of standard deviation `std`, cut off at ± 1."""
     return std * noise.clamp(-1 / std, 1 / std)
 
 
-def node_weights(nodes: int) -> Tensor:
+def node_weights(nodes: int, weighting: Literal["fade", "bell"] = "fade") -> Tensor:
     """ω_j of the nodes of all critics together, lowest first, float32 [N_q]: as the replay fades, turned around."""
-    weights = fade(1 - torch.arange(nodes, dtype=torch.float64) / nodes)
+    weights = WEIGHTS[weighting](1 - torch.arange(nodes, dtype=torch.float64) / nodes)
     return (weights / weights.sum()).float()
 
 
@@ -227,20 +174,42 @@ def temporal_advantage(value: Tensor, average: Tensor, rate: float) -> tuple[Ten
     return (value - reference) / reference.abs().clamp(min=1e-8), reference
 
 
+def batch_advantage(value: Tensor, average: Tensor, rate: float) -> tuple[Tensor, Tensor]:
+    """(q' - Q̄) / |Q̄| with Q̄ <- α Q̄ + (1 - α) mean q'*, and that Q̄: value [*S, B], average [*S] -> [*S, B], [*S, 1].
+
+    Section 15 b.
+    """
+    reference = (rate * average + (1 - rate) * value.detach().mean(-1))[..., None]
+    return (value - reference) / reference.abs().clamp(min=1e-8), reference
+
+
 def swaddling(scale: Tensor, temperature: Tensor) -> Tensor:
     """Ω(σ^(1/β*)) + β σ ln σ + Ω(β²), elementwise. Equation 3. At rest where σ = 0.3639, β = 0.0920."""
+    return swaddled_scale(scale, temperature) + _omega(temperature.clamp(CLIP, 1 - CLIP).square())
+
+
+def swaddled_scale(scale: Tensor, temperature: Tensor) -> Tensor:
+    """Ω(σ^(1/β*)) + β σ ln σ, elementwise: its mean over an action is H of section 15 c."""
     scale, temperature = scale.clamp(CLIP, 1 - CLIP), temperature.clamp(CLIP, 1 - CLIP)
     power = (scale.log() / temperature.detach()).exp()
-    return _omega(power) + temperature * scale * scale.log() + _omega(temperature.square())
+    return _omega(power) + temperature * scale * scale.log()
 
 
 def _omega(x: Tensor) -> Tensor:
     return x.log1p() - (-x).log1p()
 
 
+def annealed_epsilon(steps: int, rate: float) -> float:
+    """ε_t after t steps of ε <- β2 ε + (1 - β2) 1e-8 from 1 - 1e-8; section 15 g."""
+    return EPSILON + rate**steps * (1 - 2 * EPSILON)
+
+
 @dataclass(frozen=True)
 class Passes:
-    """Where gradients pass: of the actor's outputs [*S, B, 3 A], and of both critics' nodes [*S, 3, B, n]."""
+    """Where gradients pass: of the actor's outputs [*S, B, 3 A], and of both critics' nodes [*S, 3, B, n].
+
+    Or of the outputs of the blocks' bottleneck, those of the target critics excepted.
+    """
 
     actor: Tensor | None = None
     critics: Tensor | None = None
@@ -258,30 +227,34 @@ def loss(
     scale_action: ActionScale,
     weights: Tensor | Literal["mean", "min"],
     config: Config,
+    encoder: Encoder | None = None,
 ) -> tuple[Tensor, Tensor, Metrics]:
     """-ReHAE(TA) + ReHSE(Q - y) + swaddling, [*S], the new average Q̄ [*S], and metrics [*S]. Equations 1 to 3.
 
-    average: Q̄ [*S]. noise: bounded, [*S, B, A].
+    average: Q̄ [*S]. noise: bounded, [*S, B, A]. encoder: adds ReHSE of the rewards that it predicts. What the target
+    critics read of s' has no gradient but the action's: the encoder is not to make values look large.
     """
-    direction, scale, temperature = actor(batch.next_obs, passes.actor)
+    next_state = batch.next_obs if encoder is None else encoder.state(batch.next_obs)
+    direction, scale, temperature = actor(next_state, passes.actor)
     action = scale_action.to_environment((scale * direction + noise).tanh())
-    value = aggregate(target_critics(batch.next_obs, action, passes.target_critics), weights)
-    advantage, reference = temporal_advantage(value, average, config.advantage_rate)
+    next_pair = (next_state, action) if encoder is None else encoder.pair(next_state.detach(), action)[:2]
+    value = aggregate(target_critics(*next_pair, passes.target_critics), weights)
+    advance = batch_advantage if config.batch_average else temporal_advantage
+    advantage, reference = advance(value, average, config.advantage_rate)
     actor_loss = -(rehae(advantage) if config.temporal_advantage else value).mean(-1)
 
-    target = batch.reward + batch.discount * ~batch.terminated * value.detach()
-    nodes = critics(batch.obs, batch.action, passes.critics)
-    critic_loss = rehse(nodes - target[..., None, :, None]).mean((-3, -2, -1))
+    next_value = value.detach()
+    if config.soft_target:
+        next_value = next_value - swaddled_scale(scale, temperature).detach().mean(-1)
+    target = batch.reward + batch.discount * ~batch.terminated * next_value
+    critic_loss, more = online_loss(critics, batch, target, passes, encoder)
 
     regulariser = swaddling(scale, temperature)
     regulariser = (regulariser.sum(-1) if config.swaddling_sum else regulariser.mean(-1)).mean(-1)
     total = actor_loss + critic_loss + (regulariser if config.swaddling else 0)
-    metrics = {
-        "loss/critic": critic_loss,
+    metrics = more | {
         "loss/actor": actor_loss,
         "loss/swaddling": regulariser,
-        "value/mean": nodes.mean((-3, -2, -1)),
-        "value/node_spread": nodes.std(-1).mean((-2, -1)),
         "advantage/mean": advantage.mean(-1),
         "advantage/magnitude": advantage.abs().mean(-1),
         "advantage/smallest_reference": reference.abs().amin(-1),
@@ -289,6 +262,27 @@ def loss(
         "policy/temperature": temperature.mean((-2, -1)),
     }
     return total, reference.mean(-1), {name: metric.detach() for name, metric in metrics.items()}
+
+
+def online_loss(
+    critics: Critics, batch: Batch, target: Tensor, passes: Passes, encoder: Encoder | None
+) -> tuple[Tensor, Metrics]:
+    """ReHSE(Q - y) of all nodes, and with an encoder ReHSE of its reward, [*S]; and metrics. target [*S, B]."""
+    if encoder is None:
+        nodes = critics(batch.obs, batch.action, passes.critics)
+    else:
+        *pair, predicted = encoder.pair(encoder.state(batch.obs), batch.action)
+        nodes = critics(*pair, passes.critics)
+    loss = rehse(nodes - target[..., None, :, None]).mean((-3, -2, -1))
+    metrics = {
+        "loss/critic": loss,
+        "value/mean": nodes.mean((-3, -2, -1)),
+        "value/node_spread": nodes.std(-1).mean((-2, -1)),
+    }
+    if encoder is not None:
+        metrics["loss/reward"] = rehse(predicted - batch.reward).mean(-1)
+        loss = loss + metrics["loss/reward"]
+    return loss, metrics
 
 
 class Agent:
@@ -309,27 +303,14 @@ class Agent:
         observations = require_flat("symphony", observation_spec)
         action_spec = require_continuous("symphony", action_spec)
         self.config, self.num_envs, self.device, self.lead = config, num_envs, device, common_lead(streams)
-        self.plasticity = make = plasticity or Plasticity()
+        self.plasticity = plasticity or Plasticity()
         self.exploration, self.noise = streams["exploration"], streams["update"]
         self.scale = ActionScale(action_spec, device)
         self.action_size = action_spec.size
-        sizes = observations, self.action_size, config.hidden
-        self.actor = make.network(lambda: Actor(*sizes), streams["initialisation"])
-        self.critics = make.network(lambda: Critics(*sizes, config.nodes), streams["initialisation"])
-        self.target_critics = copy.deepcopy(self.critics)
-        self.target_parameters: list[Tensor] = list(self.target_critics.parameters())
-        optimizer = {
-            "betas": (config.first_moment_rate, config.second_moment_rate),
-            "weight_decay": config.weight_decay,
-            "bias_correction": False,
-        }
-        self.actor_optimizer = make.optimizer(self.actor, config.learning_rate, **optimizer)
-        self.critic_optimizer = make.optimizer(
-            self.critics, config.learning_rate, target=self.target_critics, **optimizer
-        )
+        self._make_networks(observations, streams)
         self.value_average = torch.zeros(self.lead, device=device)  # Q̄
         self.weights: Tensor | Literal["mean", "min"] = (
-            node_weights(Critics.count * config.nodes).to(device)
+            node_weights(Critics.count * config.nodes, config.weighting).to(device)
             if config.aggregation == "fading"
             else config.aggregation
         )
@@ -343,29 +324,73 @@ class Agent:
             streams["sampling"],
             terminal_lives=config.terminal_lives,
             half_precision=config.half_precision_replay,
+            weight=WEIGHTS[config.weighting],
         )
+        if config.shared_noise and num_envs > config.batch_size:
+            raise ValueError(f"shared_noise needs a batch_size of at least the {num_envs} environments")
+        self.drawn: Tensor | None = None  # noise of the last action and of the update after it, if they share it
         self.episode_steps = torch.zeros((*self.lead, num_envs), dtype=torch.int64, device=device)
         self.steps = self.updates = 0
         self.pending: tuple[Tensor, Tensor] | None = None  # obs and action that wait for their outcome
         self.loss = compiled_if(compiled, loss)
 
+    def _make_networks(self, observations: int, streams: Streams) -> None:
+        config, make, drawn_from = self.config, self.plasticity, streams["initialisation"]
+        optimizer = {
+            "betas": (config.first_moment_rate, config.second_moment_rate),
+            "weight_decay": config.weight_decay,
+            "bias_correction": False,
+        }
+        state, pair = observations, observations
+        self.encoding: list[Any] = []  # the encoder and its optimiser, which interventions leave alone
+        if config.encoder_features:
+            sizes = observations, self.action_size, config.hidden[0], config.encoder_features
+            encoder = new_network(lambda: Encoder(*sizes), drawn_from)
+            state, pair = encoder.state_size, encoder.pair_size
+            own = Adam(list(encoder.parameters()), config.learning_rate, **optimizer)
+            self.encoding = [encoder, make.scheduled(own)]
+        block = config.bottleneck, config.trained_slope
+        self.actor = make.network(lambda: Actor(state, self.action_size, config.hidden, *block), drawn_from)
+        self.critics = make.network(
+            lambda: Critics(pair, self.action_size, config.hidden, config.nodes, *block), drawn_from
+        )
+        self.target_critics = copy.deepcopy(self.critics)
+        self.target_parameters: list[Tensor] = list(self.target_critics.parameters())
+        self.actor_optimizer = make.optimizer(self.actor, config.learning_rate, **optimizer)
+        self.critic_optimizer = make.optimizer(
+            self.critics, config.learning_rate, target=self.target_critics, **optimizer
+        )
+        self.optimizers: list[Adam] = [self.actor_optimizer, self.critic_optimizer, *self.encoding[1:]]
+
+    @property
+    def encoder(self) -> Encoder | None:
+        """What actor and critics read observations through, if anything."""
+        return self.encoding[0] if self.encoding else None
+
     @torch.no_grad()
     def act(self, obs: Tensor, explore: bool) -> Tensor:
-        direction, scale, _ = self.actor(obs)
+        direction, scale, _ = self.actor(obs if self.encoder is None else self.encoder.state(obs))
         push = scale * direction
         if not explore:
             return self.scale.to_environment(push.tanh())
         config = self.config
         if config.fall_window and self.steps >= config.warmup_steps:
             push = push * (self.episode_steps < config.episode_limit - config.fall_window)[..., None]
-        noise = bounded_noise(self.exploration.normal(*push.shape[-2:]), config.noise_std)
+        if config.shared_noise:
+            drawn = self.exploration.normal(config.batch_size, self.action_size)
+            self.drawn = bounded_noise(drawn, config.noise_std)
+            noise = self.drawn[..., : push.shape[-2], :]
+        else:
+            noise = bounded_noise(self.exploration.normal(*push.shape[-2:]), config.noise_std)
         action = self.scale.to_environment((push + noise).tanh())
         self.pending = obs, action
         return action
 
     @torch.no_grad()
     def value(self, obs: Tensor) -> Tensor:
-        nodes = self.critics(obs, self.act(obs, explore=False))
+        action = self.act(obs, explore=False)
+        pair = (obs, action) if self.encoder is None else self.encoder.pair(self.encoder.state(obs), action)[:2]
+        nodes = self.critics(*pair)
         return aggregate(nodes, self.weights) * self.replay.reward_scale.view(*self.lead, 1)
 
     def observe(self, step: Step) -> None:
@@ -389,7 +414,9 @@ class Agent:
         config = self.config
         rank = self.replay.draw(config.batch_size)
         batch = self.replay.gather(rank, config.discount)
-        noise = bounded_noise(self.noise.normal(config.batch_size, self.action_size), config.noise_std)
+        noise = self.drawn
+        if noise is None:
+            noise = bounded_noise(self.noise.normal(config.batch_size, self.action_size), config.noise_std)
         total, self.value_average, metrics = self.loss(
             self.actor,
             self.critics,
@@ -401,8 +428,12 @@ class Agent:
             self.scale,
             self.weights,
             config,
+            self.encoder,
         )
-        joint_step([self.actor_optimizer, self.critic_optimizer], total)
+        if config.annealed_epsilon:
+            for optimizer in self.optimizers:
+                optimizer.epsilon = annealed_epsilon(self.updates + 1, config.second_moment_rate)
+        joint_step(self.optimizers, total)
         lerp_(self.target_parameters, self.critic_optimizer.parameters, config.target_rate)
         self.updates += 1
         return metrics | {
@@ -414,8 +445,11 @@ class Agent:
     def _passes(self) -> Passes:
         if not self.config.gradient_dropout:
             return Passes()
-        rows, nodes = self.config.batch_size, (Critics.count, self.config.batch_size, self.config.nodes)
-        shapes = (rows, 3 * self.action_size), nodes, nodes
+        config, rows, count = self.config, self.config.batch_size, Critics.count
+        if config.bottleneck:
+            shapes = [(rows, config.bottleneck), (count, rows, config.bottleneck)]
+        else:
+            shapes = [(rows, 3 * self.action_size), (count, rows, config.nodes), (count, rows, config.nodes)]
         return Passes(*(self.noise.uniform(*shape) < 0.5 for shape in shapes))
 
     def _parts(self) -> dict[str, Any]:
@@ -430,6 +464,7 @@ class Agent:
             "replay": self.replay,
             "exploration": self.exploration,
             "noise": self.noise,
+            **dict(zip(("encoder", "encoder_optimizer"), self.encoding, strict=False)),
         }
 
     def state_dict(self, seed: int = 0) -> dict[str, Any]:

@@ -16,6 +16,23 @@ from runs.errors import nearest
 
 AGENTS: dict[str, ModuleType] = {name: importlib.import_module(f"agents.{name}") for name in agents.NAMES}
 
+# The switches and numbers of Symphony's successor that its paper and its code have in common.
+_SAYA = {
+    "weighting": "bell",
+    "batch_average": True,
+    "soft_target": True,
+    "trained_slope": True,
+    "encoder_features": 24,
+    "gradient_dropout": True,
+    "annealed_epsilon": True,
+    "shared_noise": True,
+    "target_rate": 0.001,
+    "second_moment_rate": 0.999,
+    "updates_per_step": 1,
+    "fall_window": 100,
+    "terminal_lives": 1,
+}
+
 # What differs from the agent's defaults. "small" fits two cores and minutes.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "beer": {
@@ -65,6 +82,25 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "batch_size": 288,
             "updates_per_step": 2,
             "half_precision_replay": True,
+        },
+        # Section 15, "Saya": the paper of August 2026, and its code, which is smaller. 24 is the code's.
+        "saya": {
+            **_SAYA,
+            "warmup_steps": 20_000,
+            "replay_capacity": 1_000_000,
+            "hidden": (768, 768),
+            "bottleneck": 384,
+            "nodes": 128,
+            "batch_size": 384,
+        },
+        "saya-code": {
+            **_SAYA,
+            "warmup_steps": 10_000,
+            "replay_capacity": 500_000,
+            "hidden": (384, 384),
+            "bottleneck": 192,
+            "nodes": 64,
+            "batch_size": 192,
         },
         # Section 17: a replay about as long as the run, or old exploration fills most of the batches. For 8 000 steps.
         "small": {

@@ -20,7 +20,7 @@ from agents.networks import DeterministicActor, Liftable
 from agents.ppo import ActorCritic
 from agents.ppo import Agent as PPO
 from agents.sac import StochasticActor
-from agents.symphony import Actor as SymphonyActor
+from agents.symphony_networks import Actor as SymphonyActor
 from envs import Runner
 from plasticity.networks.stacked import member
 from plasticity.probe import Draws, Fresh
@@ -241,6 +241,8 @@ def _networks(agent: Agent, obs: Tensor, action: Tensor) -> dict[str, tuple[nn.M
 
     A policy is asked before its tanh, which bounds what it can say and not what it can learn.
     """
+    if getattr(agent, "encoder", None) is not None:
+        raise UsageError("this agent's networks read what an encoder makes of observations, which probe does not know")
     found: dict[str, tuple[nn.Module, Tensor]] = {}
     for name, network in vars(agent).items():
         if not isinstance(network, nn.Module) or name.startswith("target"):

@@ -20,6 +20,18 @@ CPU = torch.device("cpu")
 # Hyper-parameters that all agents have, and what makes each agent take one gradient step for each step.
 SMALL = {"warmup_steps": 8, "replay_capacity": 200, "batch_size": 16, "hidden": (16, 16)}
 ONE_UPDATE_A_STEP = {"dqn": {"update_every": 1}, "symphony": {"updates_per_step": 1, "nodes": 4}}
+# Every switch of Symphony's successor.
+SAYA = {
+    "weighting": "bell",
+    "batch_average": True,
+    "soft_target": True,
+    "trained_slope": True,
+    "encoder_features": 4,
+    "bottleneck": 6,
+    "gradient_dropout": True,
+    "annealed_epsilon": True,
+    "shared_noise": True,
+}
 # Agents whose options are those of TD3: n-step returns, LayerNorm, a replay apart from the warm-up.
 OPTIONED = ("beer", "ddpg", "dqn", "sac", "td3")
 # Agents that learn from a replay, after a warm-up.

@@ -162,6 +162,11 @@ def test_images_and_interventions():
     assert found["plasticity/effective_rank"] >= 1
 
 
+def test_networks_that_read_an_encoder_are_refused():
+    with pytest.raises(ValueError, match="diagnostics know networks that read observations"):
+        AgentDiagnostics(build("symphony", encoder_features=4))
+
+
 def test_a_population_is_refused():
     with pytest.raises(ValueError, match="cannot train its seeds as a population"):
         AgentDiagnostics(build("td3", seeds=(0, 1)))

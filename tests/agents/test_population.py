@@ -19,7 +19,19 @@ from plasticity.adam import Adam
 from plasticity.population import RandomStream, copy_state_
 from runs import checkpoint
 from runs.catalogue import AGENTS
-from tests.agents.fakes import BOX, BUTTONS, CPU, FRAMES, SMALL, VECTOR, fake_gradients, make_step, stream, streams
+from tests.agents.fakes import (
+    BOX,
+    BUTTONS,
+    CPU,
+    FRAMES,
+    SAYA,
+    SMALL,
+    VECTOR,
+    fake_gradients,
+    make_step,
+    stream,
+    streams,
+)
 
 SEEDS = [3, 5, 11]
 # Every path that an update may take.
@@ -34,6 +46,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "td3 with BEER": {"representation": "beer", "n_step": 3},
     "dqn with BEER": {"representation": "beer", "update_every": 1},
     "symphony": {"nodes": 4, "updates_per_step": 2, "gradient_dropout": True, "fall_window": 2, "episode_limit": 9},
+    "symphony of August 2026": {"nodes": 4, "updates_per_step": 2, **SAYA},
     "sac with LayerNorm": {"layer_norm": True},
     "dqn": {"update_every": 2, "updates_per_round": 3, "max_gradient_norm": 0.05, "target_update_every": 10},
     "dqn with a prioritised replay": {"replay": "prioritised", "update_every": 1, "n_step": 2},
@@ -278,7 +291,7 @@ def test_population_runs_on_a_fake_gpu(case, monkeypatch):
     monkeypatch.setattr(FakeTensorMode, "__deepcopy__", lambda mode, _: mode, raising=False)
     monkeypatch.setattr(torch.autograd, "grad", fake_gradients)
     with FakeTensorMode():
-        agent = build(case, SEEDS, device=device, warmup_steps=2 if case == "symphony" else 0)
+        agent = build(case, SEEDS, device=device, warmup_steps=2 if case.startswith("symphony") else 0)
         obs = torch.zeros(3, 2, 3, device=device)
         flags = torch.zeros(3, 2, dtype=torch.bool, device=device)
         scalars = torch.zeros(3, 2, device=device)

@@ -15,7 +15,8 @@ from agents.agent import ActionScale
 from agents.networks import initialise_
 from agents.plastic import PlasticAdam, Plasticity
 from agents.replay import Batch
-from agents.symphony import GOLDEN, Actor, Agent, Config, Critics, Passes, ReSine
+from agents.symphony import GOLDEN, Agent, Config, Passes
+from agents.symphony_networks import Actor, Critics, ReSine, gradient_dropout
 from envs import ContinuousActionSpec, ObservationSpec
 from plasticity import registry
 from plasticity.adam import Adam
@@ -249,7 +250,7 @@ def test_gradient_dropout_changes_no_value_and_doubles_no_gradient():
     x = torch.randn(200, 200, generator=source, requires_grad=True)
     upstream = torch.randn(200, 200, generator=source)
     passes = torch.rand(200, 200, generator=source) < 0.5
-    y = symphony.gradient_dropout(x, passes)
+    y = gradient_dropout(x, passes)
     assert torch.equal(y, x)
     (gradient,) = torch.autograd.grad(y, x, upstream)
     assert torch.equal(gradient, torch.where(passes, upstream, 0.0))
