@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from agents.fading import FadingReplay
-from agents.plastic import PlasticAdam, Plasticity
+from agents.plastic import Optimizer, Plasticity, PlasticOptimizer
 from agents.population import of_seed
 from agents.replay import Replay
 from envs.runner import ActionSpec, ContinuousActionSpec, DiscreteActionSpec, ObservationSpec, Step
-from plasticity.adam import Adam
 from plasticity.population import Axes, RandomStream, copy_state_
 
 Metrics = dict[str, Tensor]
@@ -105,7 +104,7 @@ def compiled_if(compiled: bool, function: Function) -> Function:
     return cast(Function, torch.compile(function)) if compiled else function
 
 
-def gradient_step(optimizer: Adam, loss: Tensor, max_norm: float = math.inf) -> None:
+def gradient_step(optimizer: Optimizer, loss: Tensor, max_norm: float = math.inf) -> None:
     """One step of the optimiser's parameters down `loss` [*S]; nothing else that the loss went through gets a gradient.
 
     A gradient longer than `max_norm`, over all parameters of a seed together, is scaled down to it.
@@ -119,16 +118,16 @@ def gradient_step(optimizer: Adam, loss: Tensor, max_norm: float = math.inf) -> 
     optimizer.step(gradients)
 
 
-def joint_step(optimizers: Sequence[Adam], loss: Tensor) -> None:
+def joint_step(optimizers: Sequence[Optimizer], loss: Tensor) -> None:
     """One step of several optimisers' parameters down one `loss` [*S], by one backward pass."""
     for optimizer, gradients in zip(optimizers, _gradients(optimizers, loss), strict=True):
         optimizer.step(gradients)
 
 
-def _gradients(optimizers: Sequence[Adam], loss: Tensor) -> list[list[Tensor]]:
+def _gradients(optimizers: Sequence[Optimizer], loss: Tensor) -> list[list[Tensor]]:
     """Of the loss and what the optimisers' interventions add to it, with respect to the parameters of each."""
     for optimizer in optimizers:
-        penalty = optimizer.penalty(loss.shape) if isinstance(optimizer, PlasticAdam) else None
+        penalty = optimizer.penalty(loss.shape) if isinstance(optimizer, PlasticOptimizer) else None
         if penalty is not None:
             loss = loss + penalty
     parameters = [parameter for optimizer in optimizers for parameter in optimizer.parameters]
@@ -154,7 +153,7 @@ def parts_state(parts: Mapping[str, Any], seed: int, lead: Axes) -> dict[str, An
 def _part_state(part: Any, seed: int, lead: Axes) -> Any:
     if isinstance(part, Replay | FadingReplay):
         return part.state_dict(seed)
-    if isinstance(part, PlasticAdam):
+    if isinstance(part, PlasticOptimizer):
         return part.seed_state(seed, lead)
     if isinstance(part, RandomStream):
         return part.generators[seed].get_state()
@@ -169,7 +168,7 @@ def load_parts_state(parts: Mapping[str, Any], state: Mapping[str, Any], seed: i
     for name, part in parts.items():
         if isinstance(part, Replay | FadingReplay):
             part.load_state_dict(state[name], seed)
-        elif isinstance(part, PlasticAdam):
+        elif isinstance(part, PlasticOptimizer):
             part.load_seed_state(state[name], seed, lead)
         elif isinstance(part, RandomStream):
             part.generators[seed].set_state(state[name])

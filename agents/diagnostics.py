@@ -34,8 +34,8 @@ import torch
 from torch import Tensor, nn
 
 from agents.agent import Agent, Metrics
+from agents.plastic import Optimizer
 from agents.population import require_one_seed
-from plasticity.adam import Adam
 from plasticity.measures import activity, norms, ranks
 from plasticity.networks.functional import evaluating
 from plasticity.networks.structure import Structure, activations, find_structure
@@ -53,7 +53,7 @@ class _Network:
 
     network: nn.Module
     structure: Structure
-    optimizer: Adam
+    optimizer: Optimizer
     waiting: bool = False
     gradient_norm: Tensor | None = field(default=None, repr=False)
 
@@ -77,12 +77,12 @@ class AgentDiagnostics:
             )
         require_one_seed(type(agent).__module__.rpartition(".")[2], self.replay.lead)
         self.networks: dict[str, _Network] = {}
-        optimizers = [part for part in vars(agent).values() if isinstance(part, Adam)]
+        optimizers = [part for part in vars(agent).values() if isinstance(part, Optimizer)]
         for name, network in vars(agent).items():
             if isinstance(network, nn.Module) and (own := _optimizer_of(network, optimizers)) is not None:
                 self.networks[name] = _Network(network, find_structure(network), own)
         if not self.networks:
-            raise ValueError("diagnostics need an agent whose networks are trained by plasticity.adam.Adam")
+            raise ValueError("diagnostics need an agent whose networks are trained by optimisers of `Plasticity`")
         for watched in self.networks.values():
             watched.optimizer.on_gradients = watched.see
         able = [one for one in self.networks.values() if hasattr(one.network, "features")]
@@ -171,7 +171,7 @@ def _drawing_from(replay: Any, stream: RandomStream) -> Iterator[None]:
         replay.stream = own
 
 
-def _optimizer_of(network: nn.Module, optimizers: Sequence[Adam]) -> Adam | None:
+def _optimizer_of(network: nn.Module, optimizers: Sequence[Optimizer]) -> Optimizer | None:
     """The one that trains it; targets have none."""
     first = next(network.parameters(), None)
     return next((own for own in optimizers if any(p is first for p in own.parameters)), None)

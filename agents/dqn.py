@@ -5,7 +5,7 @@
     target network θ' <- θ every `target_update_every` environment steps
 
 Images go through the Nature CNN (input bytes / 255, four stacked frames), vectors through a multilayer perceptron.
-Defaults are CleanRL's for Atari, which learn with Adam instead of RMSProp; `runs/presets.py` has the others.
+Defaults are CleanRL's for Atari, which learn with Adam instead of RMSProp; `runs/catalogue.py` has the other presets.
 Exploration is ε-greedy, ε falling linearly from the first step on.
 """
 

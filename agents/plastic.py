@@ -16,26 +16,30 @@ from agents.networks import initialise_, new_network
 from agents.population import of_seed
 from plasticity.adam import Adam
 from plasticity.intervention import Batch, Intervention, Learner, by_stage
+from plasticity.interventions.adaptive_batch import AdaptiveBatch
 from plasticity.networks.structure import find_structure, watch
 from plasticity.networks.tracing import leading_axes
+from plasticity.optimisers.members import MemberOptimizer
 from plasticity.population import Axes, RandomStream
 from plasticity.schedules import Constant, Schedule
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
-class PlasticAdam(Adam):
-    """Adam on the parameters of one network, with interventions in the loss and after each step.
+class PlasticOptimizer:
+    """Adam, or another intervention's optimiser, on one network, with interventions in the loss and after each step.
+
+    The interface is that of `plasticity.adam.Adam`.
 
     Members of the learner are the seeds; networks side by side in one (twin critics) are members of their own. What
     interventions see of a step are the activations of the last forward pass before it that had gradients, which is that
     of the loss.
     """
 
-    def __init__(self, learner: Learner, interventions: Sequence[Intervention], learning_rate: float, **settings: Any):
-        super().__init__(list(learner.network.parameters()), learning_rate, **settings)
-        learner.optimizer = self
-        self.learner, self.interventions = learner, by_stage(interventions)
+    def __init__(self, learner: Learner, inner: Adam | MemberOptimizer, interventions: Sequence[Intervention]):
+        self.learner, self.inner, self.interventions = learner, inner, by_stage(interventions)
+        self.parameters: list[Tensor] = inner.parameters
+        self.on_gradients: Callable[[Sequence[Tensor]], None] | None = None
         for intervention in self.interventions:
             intervention.begin(learner)
         self._penalising = [i for i in self.interventions if i.penalises]
@@ -52,8 +56,17 @@ class PlasticAdam(Adam):
         penalties = [penalty.reshape(*lead, -1).sum(-1) for penalty in found if penalty is not None]
         return torch.stack(penalties).sum(0) if penalties else None
 
+    @property
+    def learning_rate(self) -> float:
+        return self.inner.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, rate: float) -> None:
+        self.inner.learning_rate = rate
+
+    @torch.no_grad()
     def step(self, gradients: Sequence[Tensor]) -> None:
-        super().step(gradients)
+        self.inner.step(gradients)
         self.learner.steps += 1
         batch = Batch(torch.empty(0), torch.empty(0), self._activations())
         for intervention in self.interventions:
@@ -75,15 +88,16 @@ class PlasticAdam(Adam):
         """Of one seed: moments, steps taken, interventions and what they draw from."""
         kept = [of_seed(i.state_dict(), self._place(i, seed), lead) for i in self.interventions]
         generator = self.learner.generators[seed * self.learner.twins].get_state()
-        adam = of_seed(self.state_dict(), seed, lead)
-        return {"adam": adam, "steps": self.learner.steps, "interventions": kept, "generator": generator}
+        own = of_seed(self.inner.state_dict(), self._place_in_optimizer(seed), lead)
+        return {"optimizer": own, "steps": self.learner.steps, "interventions": kept, "generator": generator}
 
     def load_seed_state(self, state: Mapping[str, Any], seed: int, lead: Axes) -> None:
         """Undo `seed_state`. Raises ValueError if it is of other interventions."""
-        parts = {"adam", "steps", "interventions", "generator"}
+        parts = {"optimizer", "steps", "interventions", "generator"}
         if set(state) != parts or len(state["interventions"]) != len(self.interventions):
             raise ValueError("the saved optimiser is of an agent with other interventions")
-        self.load_state_dict(_with_part(self.state_dict(), state["adam"], seed, lead))
+        place = self._place_in_optimizer(seed)
+        self.inner.load_state_dict(_with_part(self.inner.state_dict(), state["optimizer"], place, lead))
         self.learner.steps = state["steps"]
         self.learner.generators[seed * self.learner.twins].set_state(state["generator"])
         for intervention, saved in zip(self.interventions, state["interventions"], strict=True):
@@ -92,8 +106,14 @@ class PlasticAdam(Adam):
 
     def _place(self, intervention: Intervention, seed: int) -> int | slice:
         """Where a seed is along the first axis of an intervention's tensors."""
+        return self._members_of(seed) if intervention.sees_members else seed
+
+    def _place_in_optimizer(self, seed: int) -> int | slice:
+        return self._members_of(seed) if isinstance(self.inner, MemberOptimizer) else seed
+
+    def _members_of(self, seed: int) -> slice:
         twins = self.learner.twins
-        return slice(seed * twins, (seed + 1) * twins) if intervention.sees_members else seed
+        return slice(seed * twins, (seed + 1) * twins)
 
 
 def _with_part(whole: Any, part: Any, place: int | slice, lead: Axes) -> Any:
@@ -117,6 +137,10 @@ def _with_part(whole: Any, part: Any, place: int | slice, lead: Axes) -> Any:
     return changed
 
 
+Optimizer = Adam | PlasticOptimizer
+Schedulable = TypeVar("Schedulable", Adam, PlasticOptimizer)
+
+
 class Plasticity:
     """Makes the networks and optimisers of one agent.
 
@@ -129,7 +153,7 @@ class Plasticity:
     ) -> None:
         self._interventions, self._schedule = interventions, schedule or Constant()
         self._made: dict[nn.Module, tuple[list[Intervention], Callable[[], nn.Module], RandomStream]] = {}
-        self._rates: list[tuple[Adam, float]] = []
+        self._rates: list[tuple[Optimizer, float]] = []
 
     def network(self, make: Callable[[], Network], stream: RandomStream) -> Network:
         """As `agents.networks.new_network`, with what the interventions build in. Raises ValueError if they cannot.
@@ -152,11 +176,11 @@ class Plasticity:
 
     def optimizer(
         self, network: nn.Module, learning_rate: float, target: nn.Module | None = None, **settings: Any
-    ) -> Adam:
+    ) -> Optimizer:
         """Of a network that `network` made, with its interventions. Raises ValueError if one cannot act there.
 
         target: its target network; where an intervention draws weights anew, the target gets them too. settings: those
-        of `plasticity.adam.Adam`.
+        of `plasticity.adam.Adam`, unless an intervention brings another optimiser, at the same learning rate.
         """
         interventions, build, stream = self._made[network]
         if not interventions:
@@ -169,7 +193,8 @@ class Plasticity:
             return drawn
 
         with stream.device:
-            structure = find_structure(build())
+            plan = build()  # of one seed
+        structure = find_structure(plan)
         leading = leading_axes(network, stream.lead[0] if stream.lead else None)
         counts = {n: math.prod(p.shape[: leading[n]]) for n, p in network.named_parameters()}
         _check_members(interventions, counts)
@@ -180,9 +205,12 @@ class Plasticity:
         learner = Learner(network, structure, None, shared, generators, fresh, twins=twins, leading=leading)
         if target is not None:
             learner.copies.append({n: learner.by_member(n, p.detach()) for n, p in target.named_parameters()})
-        return self.scheduled(PlasticAdam(learner, interventions, learning_rate, **settings))
+        inner = _other_optimizer(plan, learner, interventions, learning_rate)
+        if inner is None:
+            inner = learner.optimizer = Adam(list(network.parameters()), learning_rate, **settings)
+        return self.scheduled(PlasticOptimizer(learner, inner, interventions))
 
-    def scheduled(self, optimizer: Adam) -> Adam:
+    def scheduled(self, optimizer: Schedulable) -> Schedulable:
         """The optimiser, whose learning rate follows the schedule from now on."""
         self._rates.append((optimizer, optimizer.learning_rate))
         return optimizer
@@ -202,14 +230,31 @@ class Plasticity:
     def at_boundary(self) -> None:
         """The task has changed, between the last update and the next."""
         for optimizer, _ in self._rates:
-            if isinstance(optimizer, PlasticAdam):
+            if isinstance(optimizer, PlasticOptimizer):
                 optimizer.at_boundary()
+
+
+def _other_optimizer(
+    network: nn.Module, learner: Learner, interventions: Sequence[Intervention], learning_rate: float
+) -> MemberOptimizer | None:
+    """That of an intervention, made the learner's own; None if none has one. network: as the learner's, of one seed."""
+    views = {name: learner.parameter(name) for name, _ in learner.network.named_parameters()}
+    for intervention in interventions:
+        optimizer = intervention.optimizer(network, views, learning_rate, stacked=True)
+        if optimizer is not None:
+            learner.optimizer, learner.optimized = optimizer, views
+            return MemberOptimizer(optimizer, learner, learning_rate)
+    return None
+
+
+def _brings_optimizer(intervention: Intervention) -> bool:
+    return type(intervention).optimizer is not Intervention.optimizer
 
 
 def _check(intervention: Intervention) -> None:
     """Raises ValueError for what an agent does not offer."""
     for needs, what in (
-        (type(intervention).optimizer is not Intervention.optimizer, "is an optimiser, and agents have Adam"),
+        (isinstance(intervention, AdaptiveBatch), "sets the size of the batch, and an agent's is of its replay"),
         (intervention.needs_inputs, "runs the network by itself, and those of agents are no functions of one tensor"),
     ):
         if needs:
@@ -222,7 +267,7 @@ def _check(intervention: Intervention) -> None:
 def _check_members(interventions: Sequence[Intervention], counts: Mapping[str, int]) -> None:
     """Raises ValueError if parameters, with `counts` of members, are not all of as many as the interventions need."""
     one, other = min(counts, key=lambda name: counts[name]), max(counts, key=lambda name: counts[name])
-    acting = next((i for i in interventions if i.sees_members), None)
+    acting = next((i for i in interventions if i.sees_members or _brings_optimizer(i)), None)
     if acting is not None and counts[one] != counts[other]:
         raise ValueError(
             f"{type(acting).__name__} acts on each of the networks that '{other}' has side by side, "

@@ -51,7 +51,7 @@ class Adam:
         torch._foreach_add_(self.step_count, 1)
         self._kernel(
             self.parameters,
-            [_laid_out_like(p, g) for p, g in zip(self.parameters, gradients, strict=True)],
+            [laid_out_like(p, g) for p, g in zip(self.parameters, gradients, strict=True)],
             self.exp_avg,
             self.exp_avg_sq,
             [],
@@ -80,7 +80,7 @@ class Adam:
                 target.copy_(source)
 
 
-def _laid_out_like(parameter: Tensor, gradient: Tensor) -> Tensor:
+def laid_out_like(parameter: Tensor, gradient: Tensor) -> Tensor:
     """The gradient in the memory layout of its parameter, which the kernel takes for granted and does not check."""
     same = gradient.stride() == parameter.stride()
     return gradient if same else torch.empty_like(parameter).copy_(gradient)

@@ -103,10 +103,9 @@ class Trial:
         return draw_(copy.deepcopy(self._template), self.problem.initialisation, source)
 
     def _optimizer(self) -> Any:
-        parameters, problem = list(self.network.parameters()), self.problem
-        offered = [
-            i.optimizer(self.network, parameters, problem.learning_rate, stacked=True) for i in self.interventions
-        ]
+        named, problem = dict(self.network.named_parameters()), self.problem
+        offered = [i.optimizer(self.network, named, problem.learning_rate, stacked=True) for i in self.interventions]
+        parameters = list(named.values())
         own = [optimizer for optimizer in offered if optimizer is not None]
         if len(own) > 1:
             raise ValueError("two of the interventions are optimisers; a network has one")

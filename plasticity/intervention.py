@@ -25,6 +25,7 @@ class Learner:
     twins: so many of them make one network that `fresh` draws, side by side in layers of one's own; nearly always 1.
     leading: by parameter name, how many axes stand for members, where it is not the one of a population.
     optimizer: a `torch.optim.Optimizer`, or `plasticity.adam.Adam`; both own one state for each parameter.
+    optimized: what it moves instead of a parameter, by name: tensors in the axes of `parameter` that share its memory.
     generators: one for each member (one for an ordinary network), for the draws of interventions and nothing else.
     fresh: draws a newly initialised ordinary network from a generator, with the law that drew the first one.
     steps: optimiser steps taken; `after_step` sees the one just taken counted.
@@ -42,6 +43,7 @@ class Learner:
     copies: list[Mapping[str, Tensor]] = field(default_factory=list)
     twins: int = 1
     leading: Mapping[str, int] = field(default_factory=dict)
+    optimized: Mapping[str, Tensor] = field(default_factory=dict)
 
     def parameter(self, name: str) -> Tensor:
         """A parameter without gradient, [K, *shape]; K is 1 for an ordinary network. Shares memory: write in place.
@@ -104,9 +106,10 @@ class Intervention:
         return network
 
     def optimizer(
-        self, network: nn.Module, parameters: Iterable[nn.Parameter], learning_rate: float, stacked: bool
+        self, network: nn.Module, parameters: Mapping[str, Tensor], learning_rate: float, stacked: bool
     ) -> torch.optim.Optimizer | None:
-        """The optimiser to use instead of the problem's; None: no change. stacked: a leading axis of members."""
+        """The optimiser to use instead of the problem's; None: no change. parameters: what it moves, by the name in
+        `network`; tensors that share the parameters' memory. stacked: they have a leading axis of members."""
         return None
 
     def begin(self, learner: Learner) -> None:

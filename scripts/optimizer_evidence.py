@@ -162,7 +162,7 @@ def muon(seeds: Sequence[int]) -> None:
     heading("optimiser", "steps to train loss 0.1", "row variation, step 1", "row variation, step 300", "test accuracy")
 
     def groups(network: nn.Module) -> list[dict[str, object]]:
-        matrices, others = hidden_matrices(network, network.parameters(), True)
+        matrices, others = hidden_matrices(network, dict(network.named_parameters()), True)
         return [{"params": matrices}, {"params": others, "adam": True, "lr": 3e-3}]
 
     makers: dict[str, Make] = {
@@ -235,10 +235,14 @@ def lipschitz(seeds: Sequence[int]) -> None:
     for maximum in (1.0, 2.0, 4.0, 8.0, None):
         makers: dict[str, Make] = {
             "Muon, soft cap": lambda n, m=maximum: ConstrainedMuon(
-                parameter_groups(n, n.parameters(), 3e-3, True), 0.1, m or 1.0, "spectral_soft_cap", stacked=True
+                parameter_groups(n, dict(n.named_parameters()), 3e-3, True),
+                0.1,
+                m or 1.0,
+                "spectral_soft_cap",
+                stacked=True,
             ),
             "Adam, spectral normalise": lambda n, m=maximum: ConstrainedMuon(
-                parameter_groups(n, n.parameters(), 3e-3, True),
+                parameter_groups(n, dict(n.named_parameters()), 3e-3, True),
                 3e-3,
                 m or 1.0,
                 "spectral_normalize",

@@ -8,7 +8,7 @@ tensor, that the batch should have; it may be smaller than b, and is infinite wh
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -144,12 +144,13 @@ class AdaptiveBatch(Intervention):
         self.uses_boundaries = self.on_experience == "reset"
 
     def optimizer(
-        self, network: nn.Module, parameters: Iterable[nn.Parameter], learning_rate: float, stacked: bool
+        self, network: nn.Module, parameters: Mapping[str, Tensor], learning_rate: float, stacked: bool
     ) -> AdAdaGrad:
         if any("BatchNorm" in type(module).__name__ for module in network.modules()):
             raise ValueError("adaptive-batch is not for batch normalisation, whose statistics see the parts of a batch")
+        values = parameters.values()
         return AdAdaGrad(
-            parameters, self.learning_rate, self.eta, self.first, self.largest, self.granularity, stacked=stacked
+            values, self.learning_rate, self.eta, self.first, self.largest, self.granularity, stacked=stacked
         )
 
     def at_boundary(self, learner: Learner) -> None:

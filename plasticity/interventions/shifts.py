@@ -8,7 +8,7 @@ weight-clip   |θ| <= κ s_l, s_l the bound of the layer's first draw   Elsayed 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -60,17 +60,16 @@ class AdamW(Intervention):
         at_least("strength of adamw", self.strength, 0)
 
     def optimizer(
-        self, network: nn.Module, parameters: Iterable[nn.Parameter], learning_rate: float, stacked: bool
+        self, network: nn.Module, parameters: Mapping[str, Tensor], learning_rate: float, stacked: bool
     ) -> torch.optim.Optimizer:
         spared = normaliser_parameters(network)
         if self.hidden is False:
             from plasticity.networks.structure import find_structure
 
             spared |= {name for layer in find_structure(network).hidden for name in layer.weights}
-        names = {id(p): name for name, p in network.named_parameters()}
-        groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-        for p in parameters:
-            groups[names.get(id(p)) not in spared].append(p)
+        groups: dict[bool, list[Tensor]] = {True: [], False: []}
+        for name, p in parameters.items():
+            groups[name not in spared].append(p)
         return torch.optim.AdamW(
             [{"params": own, "weight_decay": self.strength * decays} for decays, own in groups.items() if own],
             lr=learning_rate,

@@ -99,7 +99,7 @@ def redraw_tensors(learner: Learner, fresh: Mapping[str, Tensor]) -> None:
 def clear_moments(learner: Learner, names: Iterator[str] | Sequence[str] | Mapping[str, Any]) -> None:
     """The optimiser forgets all that it has gathered about these parameters, but for the number of steps."""
     for name in names:
-        parameter = learner.network.get_parameter(name)
+        parameter = _optimized(learner, name)
         for state, is_reference in _state(learner.optimizer, parameter):
             if state.dim():
                 state.copy_(parameter) if is_reference else state.zero_()
@@ -109,7 +109,7 @@ def clear_moments(learner: Learner, names: Iterator[str] | Sequence[str] | Mappi
 def clear_step_counts(learner: Learner, names: Iterator[str] | Sequence[str] | Mapping[str, Any]) -> None:
     """The optimiser's step count of these parameters, which corrects the bias of its running means, starts again."""
     for name in names:
-        for state, _ in _state(learner.optimizer, learner.network.get_parameter(name)):
+        for state, _ in _state(learner.optimizer, _optimized(learner, name)):
             if not state.dim():
                 state.masked_fill_(state.isfinite(), 0)  # an infinite count is of an optimiser that corrects nothing
 
@@ -132,9 +132,11 @@ def _write(learner: Learner, name: str, axis: int, places: Tensor, values: Tenso
     """Values for places along `axis` of [K, *shape] in the parameter and its copies; 0 in its optimiser state."""
     for tensor in _holders(learner, name):
         _put(tensor, axis, places, values)
-    parameter, size = learner.network.get_parameter(name), learner.parameter(name).shape[axis]
+    parameter, size = _optimized(learner, name), learner.parameter(name).shape[axis]
     for state, is_reference in _state(learner.optimizer, parameter):
-        if state.shape == parameter.shape:
+        if name in learner.optimized:
+            tensor = state
+        elif state.shape == parameter.shape:
             tensor = learner.by_member(name, state)
         else:
             has_members = learner.members is not None or state.dim() > parameter.dim()
@@ -154,6 +156,11 @@ def _put(tensor: Tensor, axis: int, places: Tensor, values: Tensor | float) -> N
         tensor.scatter_(axis, places, values)
     else:
         tensor.scatter_(axis, places, values)
+
+
+def _optimized(learner: Learner, name: str) -> Tensor:
+    """What the optimiser knows the parameter as."""
+    return learner.optimized.get(name, learner.network.get_parameter(name))
 
 
 def _holders(learner: Learner, name: str) -> list[Tensor]:

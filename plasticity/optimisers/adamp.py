@@ -6,7 +6,7 @@ needlessly fast. Where the gradient is (nearly) orthogonal to the weight, the st
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,10 +144,10 @@ class WithAdamP(Intervention):
     wd_ratio: float = 0.1
 
     def optimizer(
-        self, network: nn.Module, parameters: Iterable[nn.Parameter], learning_rate: float, stacked: bool
+        self, network: nn.Module, parameters: Mapping[str, Tensor], learning_rate: float, stacked: bool
     ) -> AdamP:
         return AdamP(
-            parameters,
+            parameters.values(),
             learning_rate,
             weight_decay=self.weight_decay,
             delta=self.delta,

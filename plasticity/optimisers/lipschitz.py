@@ -6,7 +6,7 @@ sqrt(in / out) times its largest singular value. Orthogonal steps have a known n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -224,7 +224,7 @@ class WithLipschitz(Intervention):
     weight_decay: float = 0.0
 
     def optimizer(
-        self, network: nn.Module, parameters: Iterable[nn.Parameter], learning_rate: float, stacked: bool
+        self, network: nn.Module, parameters: Mapping[str, Tensor], learning_rate: float, stacked: bool
     ) -> ConstrainedMuon:
         return ConstrainedMuon(
             parameter_groups(network, parameters, learning_rate, stacked),
@@ -247,18 +247,19 @@ class WithLipschitz(Intervention):
 
 
 def parameter_groups(
-    network: nn.Module, parameters: Iterable[nn.Parameter], learning_rate: float, stacked: bool
+    network: nn.Module, parameters: Mapping[str, Tensor], learning_rate: float, stacked: bool
 ) -> list[dict[str, Any]]:
     """Groups of `ConstrainedMuon`: matrices, matrices per head of attentions, embeddings, and all others."""
     blocks, embeddings = {}, set()
-    for module in network.modules():
+    for prefix, module in network.named_modules():
+        dot = f"{prefix}." if prefix else ""
         if isinstance(module, Attention):
-            blocks |= {id(layer.weight): module.heads for layer in (module.query, module.key, module.value)}
+            blocks |= {f"{dot}{layer}.weight": module.heads for layer in ("query", "key", "value")}
         elif isinstance(module, nn.Embedding):
-            embeddings.add(id(module.weight))
-    groups: dict[tuple[str, int], list[nn.Parameter]] = {}
-    for p in parameters:
-        kind = "embedding" if id(p) in embeddings else "matrix" if p.dim() - stacked > 1 else "adam"
-        groups.setdefault((kind, blocks.get(id(p), 1)), []).append(p)
+            embeddings.add(f"{dot}weight")
+    groups: dict[tuple[str, int], list[Tensor]] = {}
+    for name, p in parameters.items():
+        kind = "embedding" if name in embeddings else "matrix" if p.dim() - stacked > 1 else "adam"
+        groups.setdefault((kind, blocks.get(name, 1)), []).append(p)
     own = {"matrix": {}, "embedding": {"lr": learning_rate}, "adam": {"lr": learning_rate}}
     return [{"params": ps, "kind": kind, "blocks": n, **own[kind]} for (kind, n), ps in groups.items()]

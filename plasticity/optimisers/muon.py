@@ -5,7 +5,7 @@ Everything else (heads, embeddings, first convolutions, biases, gains) is traine
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -139,23 +139,23 @@ def orthogonal_momentum(optimizer: ProposingOptimizer, group: Group) -> list[Ten
 
 
 def hidden_matrices(
-    network: nn.Module, parameters: Iterable[nn.Parameter], stacked: bool
-) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    network: nn.Module, parameters: Mapping[str, Tensor], stacked: bool
+) -> tuple[list[Tensor], list[Tensor]]:
     """The parameters in two lists: matrices of hidden layers and attentions, and all others: heads, embeddings, a
     first convolution, biases, gains."""
     structure = find_structure(network)
     names = {name for layer in structure.hidden for name in layer.weights}.union(structure.inner)
     names -= {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, nn.Embedding)}
     first = structure.hidden[0].weights[0]
-    if network.get_parameter(first).dim() - stacked > 2:
+    if parameters[first].dim() - stacked > 2:
         names.discard(first)
-    wanted = {id(p) for name, p in network.named_parameters() if name in names and p.dim() - stacked > 1}
-    parameters = list(parameters)
-    return [p for p in parameters if id(p) in wanted], [p for p in parameters if id(p) not in wanted]
+    wanted = {name for name, p in parameters.items() if name in names and p.dim() - stacked > 1}
+    others = [p for name, p in parameters.items() if name not in wanted]
+    return [p for name, p in parameters.items() if name in wanted], others
 
 
 def hidden_and_others(
-    network: nn.Module, parameters: Iterable[nn.Parameter], learning_rate: float, stacked: bool
+    network: nn.Module, parameters: Mapping[str, Tensor], learning_rate: float, stacked: bool
 ) -> list[dict[str, Any]]:
     """Groups for `hidden_matrices`: those, and the others, which Adam trains at `learning_rate`."""
     matrices, others = hidden_matrices(network, parameters, stacked)
@@ -172,7 +172,7 @@ class WithMuon(Intervention):
     scale: Scale = "original"
 
     def optimizer(
-        self, network: nn.Module, parameters: Iterable[nn.Parameter], learning_rate: float, stacked: bool
+        self, network: nn.Module, parameters: Mapping[str, Tensor], learning_rate: float, stacked: bool
     ) -> Muon:
         groups = hidden_and_others(network, parameters, learning_rate, stacked)
         return Muon(groups, self.learning_rate, self.momentum, self.weight_decay, scale=self.scale, stacked=stacked)

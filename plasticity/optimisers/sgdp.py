@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,10 +89,10 @@ class WithSGDP(Intervention):
     wd_ratio: float = 0.1
 
     def optimizer(
-        self, network: nn.Module, parameters: Iterable[nn.Parameter], learning_rate: float, stacked: bool
+        self, network: nn.Module, parameters: Mapping[str, Tensor], learning_rate: float, stacked: bool
     ) -> SGDP:
         return SGDP(
-            parameters,
+            parameters.values(),
             learning_rate,
             self.momentum,
             weight_decay=self.weight_decay,

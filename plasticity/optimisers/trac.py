@@ -5,7 +5,7 @@ Parameter-free: several one-dimensional learners, one for each discount, bet on 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,6 +93,6 @@ class WithTRAC(Intervention):
     first_scale: float = 1e-8
 
     def optimizer(
-        self, network: nn.Module, parameters: Iterable[nn.Parameter], learning_rate: float, stacked: bool
+        self, network: nn.Module, parameters: Mapping[str, Tensor], learning_rate: float, stacked: bool
     ) -> TRAC:
-        return TRAC(AdamP(parameters, learning_rate, delta=0.0, stacked=stacked), first_scale=self.first_scale)
+        return TRAC(AdamP(parameters.values(), learning_rate, delta=0.0, stacked=stacked), first_scale=self.first_scale)

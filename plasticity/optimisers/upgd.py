@@ -6,7 +6,7 @@ The utility of a weight is a running mean of -gradient * weight, to first order 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,10 +145,10 @@ class WithUPGD(Intervention):
     adaptive: bool = False
 
     def optimizer(
-        self, network: nn.Module, parameters: Iterable[nn.Parameter], learning_rate: float, stacked: bool
+        self, network: nn.Module, parameters: Mapping[str, Tensor], learning_rate: float, stacked: bool
     ) -> UPGD:
         return UPGD(
-            parameters,
+            parameters.values(),
             learning_rate,
             sigma=self.sigma,
             beta_utility=self.beta_utility,

@@ -9,12 +9,13 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from agents.plastic import PlasticAdam, Plasticity
+from agents.plastic import Plasticity, PlasticOptimizer
 from envs import Step
 from plasticity.intervention import Batch
 from plasticity.networks import projection
 from plasticity.networks.stacked import stack
 from plasticity.registry import make, names
+from plasticity.schedules import Linear
 from tests.agents.fakes import FRAMES, fake_gradients, make_step
 from tests.agents.test_plastic import build, live, networks, optimizers
 from tests.plasticity.test_interventions import SETTINGS
@@ -26,10 +27,10 @@ TEXTS = {name: on for name, (on, _) in SETTINGS.items()} | {
     "nap": "nap",
     "seednorm": "seednorm",
 }
-OPTIMISERS = {"adamw", "adamp", "sgdp", "muon", "normuon", "upgd", "trac", "lipschitz", "adaptive-batch"}
+OPTIMISERS = ("adamw", "adamp", "sgdp", "muon", "normuon", "upgd", "trac", "lipschitz")
 REFUSED = {
-    "td3": {*OPTIMISERS, "churn", "safe-step", "crelu", "fourier", "injection"},
-    "dqn": {*OPTIMISERS, "churn", "safe-step"},
+    "td3": {"adaptive-batch", "churn", "safe-step", "crelu", "fourier", "injection"},
+    "dqn": {"adaptive-batch", "churn", "safe-step"},
 }
 ACCEPTED = [(agent, name) for agent in REFUSED for name in TEXTS if name not in REFUSED[agent]]
 STATEFUL = [  # what keeps account of something
@@ -38,6 +39,10 @@ STATEFUL = [  # what keeps account of something
     "snr(longest=2,every=2)+hare-tortoise(momentum=0.9,every=8)+w2-init",
     "nap+redo(threshold=0.6,every=7,samples=32)+shrink-perturb-step",
     "reset-last(every=6)+weight-decay(strength=1)+adam-rel(every=5)",
+    "muon+redo(threshold=0.6,every=7,samples=32)",
+    "trac+reset-last(every=6)",
+    "lipschitz",
+    "adamw+nap",
 ]
 
 
@@ -78,7 +83,7 @@ def test_an_accepted_intervention_acts_on_every_network(name, intervention):
 
 @pytest.mark.parametrize(("name", "intervention"), [(a, n) for a in REFUSED for n in sorted(REFUSED[a])])
 def test_what_agents_do_not_offer_is_refused_in_one_sentence(name, intervention):
-    with pytest.raises(ValueError, match="is an optimiser|runs the network|only ordinary|linear heads") as caught:
+    with pytest.raises(ValueError, match="sets the size|runs the network|only ordinary|linear heads") as caught:
         agent_with(name, TEXTS[intervention])
     assert "\n" not in str(caught.value)
 
@@ -172,6 +177,38 @@ def test_a_change_of_twin_critics_is_that_of_two_ordinary_networks(text, seeds):
     assert_same(shown(learner, after), dict(copies.network.named_parameters()))
 
 
+@pytest.mark.parametrize("seeds", [0, (0, 1, 2)])
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_an_optimiser_moves_twin_critics_as_two_ordinary_networks(name, seeds):
+    optimizer, _, copies, reference = twins_and_copies(name, seeds)
+    learner, named = optimizer.learner, dict(copies.network.named_parameters())
+    copies.optimizer = reference.optimizer(copies.network, named, optimizer.learning_rate, stacked=True)
+    copies.generators = copy.deepcopy(learner.generators)  # the critics of one seed share one
+    reference.begin(copies)
+    source = torch.Generator().manual_seed(7)
+    for _ in range(3):
+        for p in named.values():
+            p.grad = torch.randn(p.shape, generator=source)
+        gradients = []
+        for key, p in learner.network.named_parameters():
+            layer, _, part = key.rpartition(".")
+            gradient = named[f"{NAMES[layer]}.{part}"].grad
+            gradients.append((gradient.mT if part == "weight" else gradient).reshape(p.shape))
+        optimizer.step(gradients)
+        copies.optimizer.step()
+    assert_same(shown(learner, dict(learner.network.named_parameters())), named)
+
+
+def test_a_schedule_scales_all_rates_of_an_optimiser():
+    agent = build("td3", Plasticity(lambda: make("muon"), Linear(100, end=0.5)), learning_rate=0.01)
+    live(agent, 20)
+    critics = agent.critic_optimizer
+    first = [0.02, 0.01]
+    factor = critics.learning_rate / 0.01
+    assert 0.5 <= factor < 1
+    assert [group["lr"] for group in critics.inner.optimizer.param_groups] == pytest.approx([r * factor for r in first])
+
+
 # Units: of the agent's own batch, in its own layers.
 
 
@@ -199,8 +236,8 @@ def assert_redrawn(optimizer, member, hidden, unit):
     assert not outgoing(learner, hidden, unit)[member].any()
     for n, place in ((weight, (member, unit)), (bias, (member, unit))):
         index = [name for name, _ in learner.network.named_parameters()].index(n)
-        assert not learner.by_member(n, optimizer.exp_avg[index])[place].any()
-        assert learner.by_member(n, optimizer.exp_avg[index]).any()
+        assert not learner.by_member(n, optimizer.inner.exp_avg[index])[place].any()
+        assert learner.by_member(n, optimizer.inner.exp_avg[index]).any()
     for target in learner.copies:
         assert torch.equal(target[weight][member, unit], incoming)
 
@@ -376,9 +413,9 @@ def test_a_change_of_task_resets_networks_targets_and_optimisers(name):
             if f"target_{key}" in networks(agent):
                 assert all(torch.equal(now[f"target_{n}"], now[n]) for n in own)
     for optimizer in optimizers(agent):
-        assert isinstance(optimizer, PlasticAdam)
-        assert not any(moment.any() for moment in optimizer.exp_avg)
-        assert not any(optimizer.step_count)
+        assert isinstance(optimizer, PlasticOptimizer)
+        assert not any(moment.any() for moment in optimizer.inner.exp_avg)
+        assert not any(optimizer.inner.step_count)
 
 
 @pytest.mark.parametrize("text", ["redo(threshold=0.6,every=3,samples=16)+noise", "cbp(rate=0.02,maturity=3)+parseval"])

@@ -109,7 +109,7 @@ def test_bad_input():
     with pytest.raises(ValueError, match="first must be"):
         AdAdaGrad([nn.Parameter(torch.ones(2))], first=1)
     with pytest.raises(ValueError, match="batch normalisation"):
-        AdaptiveBatch().optimizer(nn.Sequential(nn.BatchNorm1d(3)), [nn.Parameter(torch.ones(2))], 0.1, False)
+        AdaptiveBatch().optimizer(nn.Sequential(nn.BatchNorm1d(3)), {}, 0.1, False)
 
 
 def test_adagrad_norm_and_torchs():

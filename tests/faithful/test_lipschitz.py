@@ -248,7 +248,7 @@ def test_transformer_trains_within_its_certificate():
     torch.manual_seed(0)
     network = lipschitz_transformer(11, 16, 2, 4, final_scale=2.0)
     initialise(network, generator())
-    optimizer = ConstrainedMuon(parameter_groups(network, network.parameters(), 1e-2, False), 0.1, 1.0)
+    optimizer = ConstrainedMuon(parameter_groups(network, dict(network.named_parameters()), 1e-2, False), 0.1, 1.0)
     optimizer.constrain_now()
     tokens = torch.randint(11, (32, 6), generator=generator())
     losses = []

@@ -174,7 +174,7 @@ def test_parseval_by_hand():
 def test_adamw_is_torchs_and_spares_gains():
     networks = [nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.ReLU(), nn.Linear(4, 2)) for _ in range(2)]
     networks[1].load_state_dict(networks[0].state_dict())
-    ours = AdamW(strength=0.3).optimizer(networks[0], networks[0].parameters(), 0.01, False)
+    ours = AdamW(strength=0.3).optimizer(networks[0], dict(networks[0].named_parameters()), 0.01, False)
     layers = [*networks[1][0].parameters(), *networks[1][3].parameters()]
     groups = [{"params": layers, "weight_decay": 0.3}, {"params": networks[1][1].parameters(), "weight_decay": 0.0}]
     theirs = torch.optim.AdamW(groups, lr=0.01)

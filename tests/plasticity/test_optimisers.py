@@ -44,7 +44,7 @@ def generators(members):
 
 
 def matrices(net, stacked):
-    chosen, others = hidden_matrices(net, net.parameters(), stacked)
+    chosen, others = hidden_matrices(net, dict(net.named_parameters()), stacked)
     return [{"params": chosen}, {"params": others, "adam": True}]
 
 
@@ -276,11 +276,11 @@ def test_other_bad_input():
 def test_which_parameters_muon_takes():
     net = members()[0]
     names = {id(p): name for name, p in net.named_parameters()}
-    chosen, others = hidden_matrices(net, net.parameters(), False)
+    chosen, others = hidden_matrices(net, dict(net.named_parameters()), False)
     assert [names[id(p)] for p in chosen] == ["3.weight", "6.weight"]  # no first convolution, no head
     assert len(chosen) + len(others) == len(names)
     mlp = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 2))
-    assert [p.shape for p in hidden_matrices(mlp, mlp.parameters(), False)[0]] == [(5, 4), (5, 5)]
+    assert [p.shape for p in hidden_matrices(mlp, dict(mlp.named_parameters()), False)[0]] == [(5, 4), (5, 5)]
 
 
 INTERVENTIONS = {
@@ -299,7 +299,7 @@ INTERVENTIONS = {
 def test_interventions_train_a_population_and_report(name):
     intervention = INTERVENTIONS[name]
     population = stack([intervention.build(net) for net in members()])
-    optimizer = intervention.optimizer(population, population.parameters(), 0.01, stacked=True)
+    optimizer = intervention.optimizer(population, dict(population.named_parameters()), 0.01, stacked=True)
     learner = Learner(
         population, find_structure(population), optimizer, K, generators(range(K)), lambda source: network()
     )
@@ -321,7 +321,7 @@ def test_interventions_train_a_population_and_report(name):
 
 def test_seednorm_with_adamp_trains():
     net = WithSeeDNorm().build(network())
-    optimizer = WithAdamP().optimizer(net, net.parameters(), 0.01, stacked=False)
+    optimizer = WithAdamP().optimizer(net, dict(net.named_parameters()), 0.01, stacked=False)
     start = net[7].beta.detach().clone()
     train(net, optimizer, INPUTS[:, 0], TARGETS[:, 0], slice(None))
     assert not torch.equal(net[7].beta, start)

@@ -121,7 +121,7 @@ class Training:
 
         networks = [fresh(torch.Generator().manual_seed(seed)) for seed in seeds]
         whole = networks[0] if single else stack(networks)
-        chosen = [i.optimizer(whole, whole.parameters(), 1e-2, not single) for i in self.interventions]
+        chosen = [i.optimizer(whole, dict(whole.named_parameters()), 1e-2, not single) for i in self.interventions]
         chosen = [o for o in chosen if o is not None]
         make_optimizer = optimizer or (lambda parameters: torch.optim.Adam(parameters, lr=1e-2, fused=True))
         if any(i.scales_steps for i in self.interventions):
