@@ -23,7 +23,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.envs.registration import EnvSpec, load_env_creator, registry
+from gymnasium.envs.registration import EnvSpec, load_env_creator, register, registry
 from torch import Tensor
 
 from envs.dm_control_env import SUITE, DmControlEnv
@@ -36,6 +36,8 @@ from envs.runner import RunnerSpec, Step
 # Of what is registered: Atari has its own backend, phys2d and tabular need JAX, Blackjack observes a tuple.
 _LEFT_OUT = ("ale_py", "gymnasium.envs.phys2d", "gymnasium.envs.tabular", "gymnasium.envs.toy_text.blackjack")
 _DMC_UNBOUNDED = ("lqr",)
+
+register("GridWorld-v0", entry_point="envs.grid_world:GridWorld", max_episode_steps=200)
 
 
 @functools.cache
