@@ -38,11 +38,12 @@ A continual- and reinforcement-learning laboratory.
   watch RUN              a video of one episode, without a display
   report RUN [RUN ...]   learning curves with intervals as one HTML page and a PNG
   compare A B [...]      which run is better, by how much, how sure
+  continual STRATEGY     learn the tasks of a benchmark one after another
   plasticity             what interventions do to the ability to learn, side by side
   probe RUN              what a checkpoint can still learn, compared with a fresh network
   sweep FILE             train every combination that a file lists
   bench                  the runner's speed against other libraries and the bare simulator
-  list                   agents, environments, presets, problems, interventions
+  list                   agents, environments, presets, strategies, benchmarks, problems, interventions
   doctor                 check this installation
 
 Example: neoteny train sac --env gym/Pendulum-v1 --preset small --steps 10000
@@ -62,17 +63,19 @@ def train(arguments: Sequence[str]) -> int:
 
 def resume(arguments: Sequence[str]) -> int:
     options = parse(ResumeOptions, arguments, "neoteny resume", "neoteny resume results/td3-dmc-cartpole-swingup")
+    from runs.continual import resume_continual
+    from runs.continual_run import CONTINUAL
     from runs.groups import GROUP, refuse_single_arm
     from runs.plasticity import resume_plasticity
     from runs.resume import resume_run
     from runs.settings import read_config
 
     try:
-        is_group = read_config(options.run)["command"] == GROUP
+        command = read_config(options.run)["command"]
     except ValueError as error:
         raise UsageError(str(error)) from error
     refuse_single_arm(options.run)
-    return resume_plasticity(options) if is_group else resume_run(options)
+    return {GROUP: resume_plasticity, CONTINUAL: resume_continual}.get(command, resume_run)(options)
 
 
 def evaluate(arguments: Sequence[str]) -> int:
@@ -138,6 +141,7 @@ def compare(arguments: Sequence[str]) -> int:
 def list_(arguments: Sequence[str]) -> int:
     options = parse(ListOptions, arguments, "neoteny list", "neoteny list envs")
     import envs
+    from continual.catalogue import BENCHMARKS, STRATEGIES
     from plasticity import registry
     from plasticity.problems.published import PROBLEMS
     from runs.catalogue import AGENTS, PRESETS
@@ -145,6 +149,8 @@ def list_(arguments: Sequence[str]) -> int:
     listings: dict[str, Callable[[], list[str]]] = {
         "agents": lambda: list(AGENTS),
         "presets": lambda: [f"{agent} {preset}" for agent, presets in PRESETS.items() for preset in presets],
+        "strategies": lambda: list(STRATEGIES),
+        "benchmarks": lambda: list(BENCHMARKS),
         "problems": lambda: list(PROBLEMS),
         "interventions": registry.names,
         "envs": envs.known_ids,
@@ -193,6 +199,13 @@ def plasticity(arguments: Sequence[str]) -> int:
     return plasticity_command(options)
 
 
+def continual(arguments: Sequence[str]) -> int:
+    """Runs `neoteny continual`."""
+    from runs.continual import continual_command
+
+    return continual_command(arguments)
+
+
 def bench(arguments: Sequence[str]) -> int:
     """Runs `neoteny bench`."""
     from runs.bench import bench_command
@@ -207,6 +220,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "watch": watch,
     "report": report,
     "compare": compare,
+    "continual": continual,
     "plasticity": plasticity,
     "probe": probe,
     "sweep": sweep,

@@ -287,6 +287,70 @@ class PlasticityOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ContinualOptions:
+    """Learn one task after another with a strategy; all seeds in one process."""
+
+    benchmark: str
+    """stream of tasks, see `neoteny list benchmarks`"""
+    kind: Literal["task", "class", "domain"] | None = None
+    """what is told of tasks: task, class or domain incremental; default: the benchmark's"""
+    preset: str | None = None
+    """small: the benchmark cut down to minutes"""
+    seeds: int = 5
+    """how many independent repetitions"""
+    seed: int = 0
+    """the first seed; the others follow it"""
+    tasks: int | None = None
+    """into how many; default: the benchmark's, as everywhere below"""
+    epochs: int | None = None
+    """passes over each task; 1: online"""
+    batch_size: int | None = None
+    """samples of the stream in a step"""
+    blurry: float | None = None
+    """part of each task's samples that is exchanged with other tasks"""
+    class_order: tuple[int, ...] = ()
+    """of all seeds; default: drawn for each"""
+    train_per_class: int | None = None
+    """only so many training images of each class"""
+    test_per_class: int | None = None
+    """only so many test images of each class"""
+    augmentation: Literal["none", "crop-flip", "doubled"] | None = None
+    """none, crop-flip, or doubled (each image and a strongly augmented copy)"""
+    network: str | None = None
+    """mlp, cnn, resnet18-reduced, lenet, ..."""
+    hidden: tuple[int, ...] = ()
+    """sizes of its layers"""
+    optimizer: Literal["sgd", "adam"] | None = None
+    """sgd or adam"""
+    learning_rate: float | None = None
+    """constant"""
+    momentum: float | None = None
+    """of sgd"""
+    mask_unseen: bool = True
+    """classes that did not come yet are no answer"""
+    eval_every: int | None = None
+    """steps between looks within a task; default: ten in each; 0: none"""
+    checkpoint_every: float = 60.0
+    """seconds between checkpoints"""
+    data: Path | None = None
+    """folder of data sets; default: $NEOTENY_DATA"""
+    device: str = "auto"
+    """auto, cpu or cuda"""
+    threads: int = 1
+    """of the process"""
+    tensorboard: bool = True
+    """also write TensorBoard event files"""
+    out: Path = Path("results")
+    """folder of all runs"""
+    name: str | None = None
+    """folder of this run in --out; default: strategy and benchmark, numbered"""
+    quiet: bool = False
+    """no progress"""
+    json: bool = False
+    """print the closing summary as one JSON object on stdout"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProbeOptions:
     """What the networks of a checkpoint can still learn, compared with fresh ones of the same kind."""
 
@@ -332,10 +396,10 @@ class ProbeOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ListOptions:
-    """What there is to name on the command line: agents, presets, problems, interventions, envs."""
+    """What there is to name on the command line."""
 
     what: Annotated[str, tyro.conf.Positional] = "all"
-    """agents, presets, problems, interventions, envs or all"""
+    """agents, presets, strategies, benchmarks, problems, interventions, envs or all"""
 
 
 @dataclass(frozen=True, kw_only=True)

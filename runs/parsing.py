@@ -47,7 +47,8 @@ def parse_with_agent(
         ],
         tyro.conf.OmitArgPrefixes,
     ]
-    default = (options(env=tyro.MISSING), config)  # type: ignore[call-arg]
+    required = {f.name: tyro.MISSING for f in dataclasses.fields(options) if _default(f) == "required"}  # type: ignore[arg-type]
+    default = (options(**required), config)
     return _parse(both, default, [options, type(config)], arguments, prog, example, others)
 
 

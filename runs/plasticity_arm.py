@@ -8,29 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from plasticity import registry
 from plasticity.harness import TaskResult, Trial
 from plasticity.measures.diagnostics import Diagnostics
 from plasticity.problems.published import PROBLEMS, SMALL, Problem
-from runs import checkpoint, compute
-from runs.checkpoint import Damaged, SeedPart
-from runs.checkpoint_writer import CheckpointWriter
+from runs import compute
 from runs.errors import nearest
 from runs.files import write_json
 from runs.groups import ARM, GROUP, STATIONARY
-from runs.record import TABLE, Record, Row, State, write_status
-from runs.recovery import add_differences, newest_whole
-from runs.settings import CONFIG, made_by, read_config, read_fields
-from runs.training import MISFITS, CannotContinue, one_line
+from runs.population_run import PopulationRun, restore
+from runs.record import State
+from runs.recovery import add_differences
+from runs.settings import CONFIG, read_config, read_fields
 
 _SLICE = 200  # steps between two looks at whether to stop
 MEASURED = 20  # times in a run, unless told otherwise
@@ -115,24 +111,7 @@ def open_arm(config: ArmConfig, folder: Path) -> tuple[Trial, dict[str, Any]]:
     Damaged checkpoints that are newer are set aside. Raises ValueError, one sentence, if it cannot go on here.
     """
     trial = build(config)
-
-    def load(saved: Path) -> dict[str, Any]:
-        manifest = checkpoint.verify(saved)
-        length = (folder / TABLE).stat().st_size if (folder / TABLE).is_file() else 0
-        if length < manifest["table_bytes"]:
-            raise Damaged(
-                f"{folder / TABLE} has lost rows: {length} of {manifest['table_bytes']} bytes at {saved.name}"
-            )
-        try:
-            trial.load_state_dict(checkpoint.read_seed(saved, config.seeds[0]))
-        except Damaged:
-            raise
-        except MISFITS as error:
-            maker = made_by(config.environment)
-            raise CannotContinue(f"{saved} does not fit this installation: {one_line(error)}; {maker}") from error
-        return manifest
-
-    return trial, newest_whole(folder, load) or {}
+    return trial, restore(trial, folder, config.seeds, config.environment)
 
 
 def train_arm(
@@ -163,74 +142,44 @@ class _Session:
     def __init__(
         self, config: ArmConfig, folder: Path, trial: Trial, before: Mapping[str, Any], differences: Sequence[str]
     ):
-        self.config, self.folder, self.trial, self.differences = config, folder, trial, list(differences)
-        self.started, self.saved_at = time.monotonic(), time.monotonic()
-        self.seconds_before = before.get("wall_seconds", 0.0)
-        self.record = Record(folder, config.seeds, config.tensorboard, before.get("table_bytes", 0))
-        self.writer = CheckpointWriter(folder, config.seeds[0], self._complete)
+        self.config, self.trial = config, trial
+        self.run = PopulationRun(folder, config.seeds, trial, config.tensorboard, before, differences)
         self._write_status("running")
-
-    @property
-    def wall_seconds(self) -> float:
-        return self.seconds_before + time.monotonic() - self.started
 
     def take(self, result: TaskResult | None) -> None:
         """Record what was measured since the last call, and save now and then."""
         for steps, found in self.trial.measurements:
-            self._write(steps, found)
+            self.run.write(steps, found)
         self.trial.measurements.clear()
         if result is not None:
             named = {name if "/" in name else f"plasticity/{name}": v for name, v in result.metrics.items()}
-            self._write(result.steps, named)
+            self.run.write(result.steps, named)
         if self.trial.done:
             self._write_costs()
-        if self.trial.done or time.monotonic() - self.saved_at > self.config.checkpoint_every:
-            self.save()
-
-    def _write(self, steps: int, metrics: Mapping[str, Tensor]) -> None:
-        columns = {name: values.tolist() for name, values in metrics.items()}
-        rows = [
-            Row(steps, name, value, seed)
-            for name, values in columns.items()
-            for seed, value in zip(self.config.seeds, values, strict=True)
-        ]
-        self.record.write(rows)
+        if self.trial.done or self.run.seconds_since_saved > self.config.checkpoint_every:
+            self.run.save(self.trial.learner.steps, self.trial.done)
+            self._write_status("running")
 
     def _write_costs(self) -> None:
-        steps = self.trial.learner.steps
-        seconds = self.wall_seconds / steps / len(self.config.seeds)
-        costs = {"speed/seconds_per_step": seconds, "plasticity/parameters": self.trial.parameter_count}
-        self.record.write([Row(steps, name, value, s) for name, value in costs.items() for s in self.config.seeds])
-
-    def save(self) -> None:
-        """A checkpoint of the whole population. It is complete when this returns."""
-        trial = self.trial
-        self.writer.save(f"step_{trial.learner.steps}", trial.learner.steps, 0, trial.done, trial.state_dict())
-        self.writer.wait()
-        self.saved_at = time.monotonic()
-        self._write_status("running")
-
-    def _complete(self, label: str, part: SeedPart) -> None:
-        self.record.sync()
-        extra = {"table_bytes": self.record.length, "wall_seconds": self.wall_seconds}
-        extra["differences"] = self.differences
-        checkpoint.complete(self.folder, label, {self.config.seeds[0]: part}, extra)
+        steps, members = self.trial.learner.steps, len(self.config.seeds)
+        costs = {
+            "speed/seconds_per_step": self.run.wall_seconds / steps / members,
+            "plasticity/parameters": self.trial.parameter_count,
+        }
+        self.run.write(
+            steps, {name: torch.full((members,), value, dtype=torch.float64) for name, value in costs.items()}
+        )
 
     def finish(self) -> State:
         """Save if anything happened since the last checkpoint, and write the closing status."""
         state: State = "done" if self.trial.done else "stopped"
-        newest = checkpoint.list_checkpoints(self.folder)[-1:]
-        if not newest or newest[0].name != f"step_{self.trial.learner.steps}":
-            self.save()
+        self.run.save_if_new(self.trial.learner.steps, self.trial.done)
         self._write_status(state)
         return state
 
     def close(self) -> None:
-        self.writer.close()
-        self.record.close()
+        self.run.close()
 
     def _write_status(self, state: State) -> None:
         problem = self.trial.problem
-        steps, of = self.trial.learner.steps, problem.tasks * problem.steps
-        more = {"wall_seconds": self.wall_seconds, "differences": self.differences or None}
-        write_status(self.folder, state, steps, of, None, **more)
+        self.run.write_status(state, self.trial.learner.steps, problem.tasks * problem.steps)

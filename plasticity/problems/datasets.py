@@ -76,7 +76,7 @@ def digits(folder: Path | None = None) -> Images:
 
     pixels, labels = load_digits(return_X_y=True)
     images = torch.from_numpy(np.asarray(pixels, np.uint8)).view(-1, 1, 8, 8)
-    return _split("digits", images, torch.from_numpy(np.asarray(labels)).long(), 40, 16, "scikit-learn")
+    return split_per_class("digits", images, torch.from_numpy(np.asarray(labels)).long(), 40, 16, "scikit-learn")
 
 
 def mnist5k(folder: Path | None = None) -> Images:
@@ -91,7 +91,7 @@ def mnist5k(folder: Path | None = None) -> Images:
     with gzip.open(path, "rt") as lines:
         table = np.loadtxt(lines, delimiter=",", dtype=np.uint8)
     pixels, labels = table[:, :-1].reshape(-1, 1, 28, 28), table[:, -1]
-    return _split("mnist5k", torch.from_numpy(pixels), torch.from_numpy(labels).long(), 100, 255, str(path))
+    return split_per_class("mnist5k", torch.from_numpy(pixels), torch.from_numpy(labels).long(), 100, 255, str(path))
 
 
 def fashion(folder: Path | None = None) -> Images:
@@ -155,7 +155,7 @@ def blobs(folder: Path | None = None) -> Images:
     noise = torch.randn(10, 50, 1, 8, 8, generator=generator)
     images = (0.6 * patterns + 50 + 40 * noise).clamp(0, 255).to(torch.uint8)
     labels = torch.arange(10).repeat_interleave(50)
-    return _split("blobs", images.flatten(0, 1), labels, 10, 255, "drawn from seed 0")
+    return split_per_class("blobs", images.flatten(0, 1), labels, 10, 255, "drawn from seed 0")
 
 
 LOADERS: dict[str, Callable[[Path | None], Images]] = {
@@ -173,8 +173,11 @@ LOADERS: dict[str, Callable[[Path | None], Images]] = {
 _GET_FASHION = f"apt-get install dataset-fashion-mnist, or put its four IDX files below ${DATA_VARIABLE} or --data"
 
 
-def _split(name: str, images: Tensor, labels: Tensor, test_per_class: int, levels: int, source: str) -> Images:
-    """A fixed stratified split, both parts in a fixed random order."""
+def split_per_class(name: str, images: Tensor, labels: Tensor, test_per_class: int, levels: int, source: str) -> Images:
+    """A fixed stratified split of data that has none, both parts in a fixed random order.
+
+    images uint8 [N, C, H, W], labels int64 [N], test_per_class of each class are held out.
+    """
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(len(labels), generator=generator)
     images, labels = images[order], labels[order]

@@ -22,7 +22,10 @@ from plasticity.problems.changes import Change, ClassPairs, Constant, FlippingBi
 from plasticity.problems.published import Problem
 
 # One stream of random numbers for each purpose; new ones go to the end, so that old runs keep their numbers.
-PURPOSES = ("initialisation", "examples", "content", "order", "intervention", "probe")
+PURPOSES = (
+    "initialisation", "examples", "content", "order", "intervention", "probe",
+    "class_order", "memory", "augmentation",
+)  # fmt: skip
 _GAUSSIAN_PIXELS = 64
 
 

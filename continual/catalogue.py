@@ -1,0 +1,187 @@
+"""Which strategies and benchmarks there are, by name, and how the two become a learner."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from continual import datasets, networks
+from continual.inputs import AUGMENTATIONS, Augmentation, Inputs
+from continual.learner import Learner
+from continual.strategies import cumulative, der, derpp, er, er_ace, joint, naive, uer
+from continual.strategy import Optimizer, Setting, Strategy
+from continual.streams import Change, Kind, TaskStream
+from plasticity.adam import Adam
+from plasticity.population import RandomStream
+from plasticity.problems.datasets import Images
+from plasticity.problems.streams import generator
+from plasticity.sgd import SGD
+
+# Each with its class and its settings.
+STRATEGIES: dict[str, tuple[type[Strategy], type[Any]]] = {
+    "naive": (naive.Naive, naive.Config),
+    "joint": (joint.Joint, joint.Config),
+    "cumulative": (cumulative.Cumulative, cumulative.Config),
+    "er": (er.ER, er.Config),
+    "er_ace": (er_ace.ERACE, er_ace.Config),
+    "der": (der.DER, der.Config),
+    "derpp": (derpp.DERPP, derpp.Config),
+    "uer": (uer.UER, uer.Config),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """A stream, the network that learns it, and its optimiser. Raises ValueError for a number out of range.
+
+    data: a name of `datasets.names()`. memory: samples that may be kept, K. train_per_class, test_per_class: only so
+    many images of each class; None: all. hidden: sizes of the network's layers.
+    """
+
+    data: str
+    change: Change = "split"
+    kind: Kind = "class"
+    tasks: int = 5
+    batch: int = 10
+    epochs: int = 1
+    blurry: float = 0.0
+    memory: int = 200
+    network: str = "mlp"
+    hidden: tuple[int, ...] = (256, 128)
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    learning_rate: float = 0.1
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    augmentation: Augmentation = "none"
+    train_per_class: int | None = None
+    test_per_class: int | None = None
+    class_order: tuple[int, ...] = ()
+    """the same for all seeds; (): drawn for each"""
+
+    def __post_init__(self) -> None:
+        if self.network not in networks.NETWORKS:
+            raise ValueError(f"unknown network '{self.network}', it is one of {', '.join(networks.NETWORKS)}")
+        if self.optimizer not in ("sgd", "adam"):
+            raise ValueError(f"unknown optimizer '{self.optimizer}', it is sgd or adam")
+        if self.augmentation not in AUGMENTATIONS:
+            raise ValueError(f"unknown augmentation '{self.augmentation}', it is one of {', '.join(AUGMENTATIONS)}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        if not 0 <= self.momentum < 1 or self.weight_decay < 0:
+            raise ValueError("momentum must be in [0, 1), weight_decay not negative")
+        if min(self.hidden, default=1) < 1:
+            raise ValueError(f"hidden must list layer sizes of at least 1, got {self.hidden}")
+        for name in ("train_per_class", "test_per_class"):
+            value = vars(self)[name]
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+_CNN: dict[str, Any] = {"network": "cnn", "hidden": (16, 32, 64)}
+# The protocol of the siblings of UER (specs/uer-and-online-cl.md, section 1.6): reduced ResNet-18, batches doubled.
+_RESNET: dict[str, Any] = {"network": "resnet18-reduced", "hidden": (), "augmentation": "doubled"}
+
+BENCHMARKS: dict[str, Benchmark] = {
+    # 134: the smallest class, so that members with classes in another order stay in step.
+    "split-digits": Benchmark(data="digits", memory=50, train_per_class=134),
+    "split-mnist5k": Benchmark(data="mnist5k", memory=100),
+    "split-mnist": Benchmark(data="mnist", memory=500, train_per_class=5421),
+    "split-fmnist": Benchmark(data="fmnist", **_CNN),
+    "split-notmnist": Benchmark(data="notmnist", **_CNN),
+    "perm-digits": Benchmark(data="digits", change="permuted", kind="domain", tasks=10, memory=50),
+    "perm-mnist": Benchmark(data="mnist", change="permuted", kind="domain", tasks=10, memory=500),
+    "perm-fmnist": Benchmark(data="fmnist", change="permuted", kind="domain", tasks=10),
+    "rot-digits": Benchmark(data="digits", change="rotated", kind="domain", tasks=10, memory=50),
+    "rot-mnist": Benchmark(data="mnist", change="rotated", kind="domain", tasks=10, memory=500),
+    "rot-fmnist": Benchmark(data="fmnist", change="rotated", kind="domain", tasks=10),
+    "split-cifar10-jpeg": Benchmark(data="cifar10-jpeg", **_RESNET),
+    "split-cifar10": Benchmark(data="cifar10", **_RESNET),
+    "split-cifar100": Benchmark(data="cifar100", tasks=10, memory=1000, **_RESNET),
+    "split-miniimagenet": Benchmark(data="miniimagenet", tasks=10, memory=1000, **_RESNET),
+    "split-tinyimagenet": Benchmark(data="tinyimagenet", tasks=10, memory=1000, **_RESNET),
+    # No files: class-conditional patterns drawn from a seed, for tests.
+    "split-blobs": Benchmark(data="blobs", memory=50, hidden=(64,)),
+}
+
+# What `--preset small` changes: minutes, or seconds, on two cores.
+_SMALL_IMAGES: dict[str, Any] = {"train_per_class": 1000, "test_per_class": 200}
+_SMALL_COLOUR: dict[str, Any] = {**_SMALL_IMAGES, "augmentation": "none"}
+SMALL: dict[str, dict[str, Any]] = {
+    **{name: _SMALL_IMAGES for name in BENCHMARKS if name.endswith("mnist")},
+    "split-mnist5k": {},
+    "split-notmnist": {"train_per_class": 500},
+    "split-cifar10-jpeg": _SMALL_COLOUR,
+    "split-cifar10": _SMALL_COLOUR,
+    "split-cifar100": {"train_per_class": 100, "test_per_class": 20, "augmentation": "none", "memory": 500},
+}
+
+
+def make_strategy(name: str, config: Any, setting: Setting) -> Strategy:
+    """A strategy by name. Raises ValueError for an unknown one, or settings that do not fit."""
+    if name not in STRATEGIES:
+        raise ValueError(f"unknown strategy '{name}', it is one of {', '.join(STRATEGIES)}")
+    return STRATEGIES[name][0](setting, config)
+
+
+def open_data(benchmark: Benchmark, folder: Path | None = None) -> Images:
+    """The images of a benchmark. Raises ValueError, one sentence, if they are not on this machine."""
+    found = datasets.load(benchmark.data, folder)
+    return datasets.subset(found, benchmark.train_per_class, benchmark.test_per_class)
+
+
+def open_learner(
+    benchmark: Benchmark,
+    strategy: str,
+    config: Any,
+    seeds: Sequence[int],
+    device: torch.device | str = "cpu",
+    data: Images | None = None,
+    evaluate_every: int | None = None,
+    mask_unseen: bool = True,
+) -> Learner:
+    """A population of seeds that is about to learn a benchmark. data: its images; None: those that it names.
+
+    Raises ValueError, one sentence, for what does not fit together.
+    """
+    device, seeds = torch.device(device), tuple(seeds)
+    stream = TaskStream(
+        open_data(benchmark) if data is None else data, seeds, device, change=benchmark.change, kind=benchmark.kind,
+        tasks=benchmark.tasks, batch=benchmark.batch, epochs=benchmark.epochs, blurry=benchmark.blurry,
+        class_order=benchmark.class_order or None,
+    )  # fmt: skip
+
+    def drawn(purpose: str, *index: int) -> RandomStream:
+        return RandomStream([generator(device, seed, purpose, *index) for seed in seeds])
+
+    inputs = Inputs(stream.levels, benchmark.augmentation, drawn("augmentation"))
+    uses = iter(range(1000))  # of the stream "memory": each memory draws numbers of its own
+
+    def build(head_bias: bool) -> networks.Classifier:
+        sources = drawn("initialisation").generators
+        return networks.build(benchmark.network, stream.shape, benchmark.hidden, stream.outputs, head_bias, sources)
+
+    setting = Setting(
+        members=len(seeds), outputs=stream.outputs, tasks=stream.tasks, labelled=stream.kind == "task",
+        scopes=stream.scopes, network=build, optimizer=lambda parameters: make_optimizer(benchmark, parameters),
+        inputs=inputs, memory=benchmark.memory, random=lambda: drawn("memory", next(uses)),
+    )  # fmt: skip
+    return Learner(stream, make_strategy(strategy, config, setting), inputs, evaluate_every, mask_unseen=mask_unseen)
+
+
+def make_optimizer(benchmark: Benchmark, parameters: Sequence[torch.nn.Parameter]) -> Optimizer:
+    """The optimiser that a benchmark names, for these parameters."""
+    if benchmark.optimizer == "adam":
+        return Adam(parameters, benchmark.learning_rate, weight_decay=benchmark.weight_decay)
+    return SGD(parameters, benchmark.learning_rate, benchmark.momentum, benchmark.weight_decay)
+
+
+def resolve(name: str, small: bool = False, **changes: Any) -> Benchmark:
+    """A benchmark by name, small or not, with changes. Raises ValueError, one sentence, for what cannot be."""
+    if name not in BENCHMARKS:
+        raise ValueError(f"unknown benchmark '{name}', it is one of {', '.join(BENCHMARKS)}")
+    return dataclasses.replace(BENCHMARKS[name], **{**(SMALL.get(name, {}) if small else {}), **changes})

@@ -1,0 +1,125 @@
+"""Classifiers of a population: features and a linear head, each for K members at once.
+
+`build` draws one network for each member from that member's own generator, and stacks them
+(`plasticity.networks.stacked`), so member k is what it would be alone, batch normalisation included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from plasticity.networks.architectures import ARCHITECTURES, draw_
+from plasticity.networks.stacked import StackedBatchNorm, StackedLinear, stack
+
+
+class Classifier(nn.Module):
+    """K networks: features [K, B, *shape] -> [K, B, d], head [K, B, d] -> [K, B, C] with weights [K, C, d]."""
+
+    def __init__(self, features: nn.Module, head: StackedLinear):
+        super().__init__()
+        self.features, self.head = features, head
+        # Statistics of a batch then decide what a sample becomes, so it matters which samples share a pass.
+        self.mixes_samples = any(isinstance(module, StackedBatchNorm) for module in features.modules())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
+
+    def features_of(self, *batches: Tensor) -> list[Tensor]:
+        """Features of each batch [K, B_i, *shape]: a pass for each if samples of a pass mix, else one for all."""
+        if self.mixes_samples or len(batches) == 1:
+            return [self.features(x) for x in batches]
+        return list(self.features(torch.cat(batches, 1)).split([x.shape[1] for x in batches], 1))
+
+    def outputs_of(self, *batches: Tensor) -> list[Tensor]:
+        """The same for outputs [K, B_i, C]."""
+        if self.mixes_samples or len(batches) == 1:
+            return [self(x) for x in batches]
+        return list(self(torch.cat(batches, 1)).split([x.shape[1] for x in batches], 1))
+
+
+class Residual(nn.Module):
+    """relu(body(x) + shortcut(x)) (He et al. 2016). Alone [B, ...], stacked [K, B, ...]."""
+
+    def __init__(self, body: nn.Module, shortcut: nn.Module):
+        super().__init__()
+        self.body, self.shortcut = body, shortcut
+
+    @staticmethod
+    def stacked(blocks: Sequence[nn.Module]) -> nn.Module:
+        """K blocks as one."""
+        same = cast(Sequence[Residual], blocks)
+        return Residual(stack([block.body for block in same]), stack([block.shortcut for block in same]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.body(x) + self.shortcut(x))
+
+
+def strided_cnn(shape: Sequence[int], hidden: Sequence[int], outputs: int) -> nn.Sequential:
+    """3 x 3 convolutions with stride 2, BatchNorm and ReLU, one for each size of `hidden`, then their average."""
+    layers: list[nn.Module] = []
+    channels = shape[0]
+    for size in hidden:
+        layers += [nn.Conv2d(channels, size, 3, 2, 1, bias=False), nn.BatchNorm2d(size), nn.ReLU()]
+        channels = size
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, outputs))
+
+
+def reduced_resnet18(shape: Sequence[int], hidden: Sequence[int], outputs: int) -> nn.Sequential:
+    """ResNet-18 of 20, 40, 80, 160 channels with a 3 x 3 stem and no pooling before the end (Lopez-Paz & Ranzato 2017).
+
+    Features are averages over 4 x 4 windows: 160 for images of 32 x 32, 640 for 84 x 84. hidden: the channels, if
+    others. 1 094 740 parameters for 3 x 32 x 32 and ten outputs without bias.
+    """
+    sizes = tuple(hidden) or (20, 40, 80, 160)
+    layers: list[nn.Module] = [nn.Conv2d(shape[0], sizes[0], 3, 1, 1, bias=False), nn.BatchNorm2d(sizes[0]), nn.ReLU()]
+    channels, side = sizes[0], shape[-1]
+    for index, size in enumerate(sizes):
+        for stride in (1 if index == 0 else 2, 1):
+            layers.append(_basic_block(channels, size, stride))
+            channels, side = size, -(-side // stride)
+    if side < 4:
+        raise ValueError(f"images of {list(shape)} are too small for this ResNet")
+    features = channels * (side // 4) ** 2
+    return nn.Sequential(*layers, nn.AvgPool2d(4), nn.Flatten(), nn.Linear(features, outputs))
+
+
+def _basic_block(inputs: int, outputs: int, stride: int) -> Residual:
+    body = nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(),
+        nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs),
+    )  # fmt: skip
+    if stride == 1 and inputs == outputs:
+        return Residual(body, nn.Identity())
+    return Residual(body, nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)))
+
+
+Builder = Callable[[Sequence[int], Sequence[int], int], nn.Module]
+NETWORKS: dict[str, Builder] = {**ARCHITECTURES, "cnn": strided_cnn, "resnet18-reduced": reduced_resnet18}
+
+
+def build(
+    name: str,
+    shape: Sequence[int],
+    hidden: Sequence[int],
+    outputs: int,
+    head_bias: bool,
+    generators: Sequence[torch.Generator],
+) -> Classifier:
+    """One network of NETWORKS for each generator, on its device, with PyTorch's own law of initialisation.
+
+    Raises ValueError for an unknown name, or images that are too small for it.
+    """
+    if name not in NETWORKS:
+        raise ValueError(f"unknown network '{name}', it is one of {', '.join(NETWORKS)}")
+    members = []
+    for generator in generators:
+        network = cast(nn.Sequential, NETWORKS[name](shape, hidden, outputs))
+        if not head_bias:
+            network[-1] = nn.Linear(cast(nn.Linear, network[-1]).in_features, outputs, bias=False)
+        members.append(draw_(network.to(generator.device), "torch", generator))
+    features = stack([member[:-1] for member in members])
+    return Classifier(features, cast(StackedLinear, stack([member[-1] for member in members])))

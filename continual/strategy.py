@@ -1,0 +1,127 @@
+"""The contract of a strategy, and the few things that every strategy does in the same way.
+
+A strategy learns K members at once, one a seed: everything has an axis of K members in front, and members never mix. It
+never logs, touches files, or asks which benchmark it is in. The learner (`continual.learner`) owns the loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from continual.inputs import Inputs
+from continual.memory import Batch, Memory, Policy
+from continual.networks import Classifier
+from continual.streams import Source, Task
+from plasticity.adam import Adam
+from plasticity.population import RandomStream
+from plasticity.sgd import SGD
+
+Metrics = dict[str, Tensor]
+Optimizer = SGD | Adam
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a strategy is told before the first task.
+
+    outputs: C, of all tasks together. tasks: how many will come. labelled: a sample's task is told. scopes: [K, C, C],
+    see `TaskStream.scopes`. network: draws one for all members, head with a bias or not. optimizer: makes a new one.
+    inputs: how stored images become what is learned from. memory: how many samples may be kept, if a strategy is not
+    told otherwise. random: the stream for what is kept and replayed, another one at each call.
+    """
+
+    members: int
+    outputs: int
+    tasks: int
+    labelled: bool
+    scopes: Tensor | None
+    network: Callable[[bool], Classifier]
+    optimizer: Callable[[Sequence[nn.Parameter]], Optimizer]
+    inputs: Inputs
+    memory: int
+    random: Callable[[], RandomStream]
+
+
+class Strategy:
+    """Fine-tuning, and the parent of all others.
+
+    memory: samples kept of each member; None: as many as the setting says; policy: which. head_bias: of the network.
+
+    trains_on: the samples of a task's steps, see `TaskStream.batches`. needs_task_labels: it works only where a
+    sample's task is told. Raises ValueError if it is not.
+    """
+
+    trains_on: Source = "task"
+    needs_task_labels = False
+
+    def __init__(self, setting: Setting, head_bias: bool = True, memory: int | None = 0, policy: Policy = "reservoir"):
+        if self.needs_task_labels and not setting.labelled:
+            name = type(self).__module__.rpartition(".")[2]
+            raise ValueError(f"'{name}' needs to be told the task of each sample, which only --kind task does")
+        self.setting = setting
+        self.network = setting.network(head_bias)
+        self.parameters = [p for p in self.network.parameters() if p.requires_grad]
+        self.optimizer = setting.optimizer(self.parameters)
+        device = self.parameters[0].device
+        kept = setting.memory if memory is None else memory
+        self.memory = Memory(kept, policy, setting.members, setting.outputs, setting.inputs, setting.random())
+        # Classes of which a label was seen, [K, C].
+        self.seen = torch.zeros(setting.members, setting.outputs, dtype=torch.bool, device=device)
+
+    def begin_task(self, task: Task) -> None:
+        """Called before the first batch of a task."""
+
+    def observe(self, batch: Batch, task: Task) -> Metrics:
+        """Learn from the next batch of the stream. Returns what there is to know, [K] by name."""
+        (outputs,) = self.network.outputs_of(batch.x)
+        loss = self.cross_entropy(outputs, batch.y)
+        self.descend(loss)
+        return {"loss/current": loss.detach()}
+
+    def end_task(self, task: Task) -> None:
+        """Called after the last batch of a task."""
+
+    def predict(self, x: Tensor, task: Task | None) -> Tensor:
+        """Scores [K, B, C] of inputs [K, B, *shape]; the largest is the answer. task: None where it is not told."""
+        return self.network(x)
+
+    def cross_entropy(self, outputs: Tensor, labels: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """Mean over the batch, [K], of outputs [K, B, C], labels [K, B]; softmax over all outputs that compete.
+
+        allowed: bool, broadcast to [K, B, C]; None: all. Where a sample's task is told, only its outputs compete.
+        """
+        scopes = self.setting.scopes
+        if scopes is not None:
+            member = torch.arange(len(labels), device=labels.device).unsqueeze(1)
+            own = scopes[member, labels]
+            allowed = own if allowed is None else own & allowed
+        if allowed is not None:
+            outputs = outputs.masked_fill(~allowed, -torch.inf)
+        losses = F.cross_entropy(outputs.flatten(0, 1), labels.flatten(), reduction="none")
+        return losses.view(labels.shape).mean(1)
+
+    def descend(self, loss: Tensor) -> None:
+        """One step of the optimiser on the losses of the members, [K]."""
+        self.optimizer.step(torch.autograd.grad(loss.sum(), self.parameters))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides the future, as tensors and plain values."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "seen": self.seen,
+            "memory": self.memory.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue exactly. Raises ValueError if the state is of another strategy."""
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.seen.copy_(state["seen"])
+        self.memory.load_state_dict(state["memory"])
