@@ -41,7 +41,7 @@ class Config:
     replay_capacity: int = 1_000_000
     """slots; one frame (or vector) each"""
     replay: Literal["uniform", "fading", "prioritised"] = "uniform"
-    """which transitions a batch is of: all alike, old ones less often, or those of large errors more often"""
+    """draws all transitions alike, old ones less often, or those of large errors more often"""
     priority_exponent: float = 0.6
     """α of prioritised replay (Schaul et al. 2016)"""
     importance_start: float = 0.4

@@ -145,6 +145,39 @@ class Critics(Liftable):
         return torch.linalg.vecdot(x, weight.mT) + bias.squeeze(-1)
 
 
+class NoisyLinear(Liftable):
+    """A linear layer with learned noise on its weights, factorised (Fortunato et al. 2018, arXiv:1706.10295).
+
+        y = (μ + σ ∘ ε_out ε_inᵀ) x + μ_b + σ_b ∘ ε_out  =  (μ x + μ_b) + ε_out ∘ (σ (ε_in ∘ x) + σ_b)      eqs. 9 to 11
+
+    The right side is what is computed: two ordinary layers, no noise as large as the weights. At first μ is uniform in
+    ± 1 / √in, σ = scale / √in everywhere.
+    """
+
+    def __init__(self, inputs: int, outputs: int, scale: float):
+        super().__init__()
+        self.mean = nn.Linear(inputs, outputs)
+        self.deviation = nn.Linear(inputs, outputs)
+        self.deviation.constant = scale / math.sqrt(inputs)  # type: ignore[assignment]
+
+    @property
+    def noise_sizes(self) -> tuple[int, int]:
+        """How many numbers ε_in and ε_out have."""
+        outputs, inputs = cast(Tensor, self.deviation.weight).shape[-2:]
+        return inputs, outputs
+
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        """x [*S, B, in], noise ε_in and ε_out [*S, in + out], the same for the whole batch; None: none."""
+        if noise is None:
+            return self.mean(x)
+        incoming, outgoing = noise.unsqueeze(-2).split(self.noise_sizes, -1)
+        return self.mean(x) + outgoing * self.deviation(incoming * x)
+
+    def straight_forward(self, x: Tensor) -> Tensor:
+        """What its weights are summed in, for tracing."""
+        return self.mean(x) + self.deviation(x)
+
+
 def mlp(inputs: int, hidden: Sequence[int], outputs: int, layer_norm: bool) -> nn.Sequential:
     """Linear, [LayerNorm,] ReLU for each hidden size, and a linear head: [B, inputs] -> [B, outputs]."""
     layers: list[nn.Module] = []
@@ -168,12 +201,13 @@ class DeterministicActor(Liftable):
 class NatureCNN(Liftable):
     """The convolutional encoder of Mnih et al. 2015: uint8 [*S, B, C, 84, 84] -> features [*S, B, 512].
 
-    Bytes are scaled to [0, 1] here, on the device, so that they travel and rest as bytes.
+    Bytes are scaled to [0, 1] here, on the device, so that they travel and rest as bytes. dense: with the layer of 512
+    units behind the convolutions; without it, the features are their outputs.
     """
 
     features = 512
 
-    def __init__(self, shape: tuple[int, ...], layer_norm: bool):
+    def __init__(self, shape: tuple[int, ...], layer_norm: bool, dense: bool = True):
         super().__init__()
         if len(shape) != 3 or min(shape[1:]) < 36:
             raise ValueError(f"the Nature CNN needs images [channels, >= 36, >= 36], got {list(shape)}")
@@ -185,8 +219,13 @@ class NatureCNN(Liftable):
             layers += [nn.Conv2d(channels, out, kernel, stride), *norm, nn.ReLU(inplace=True)]
             channels = out
         flat = channels * height * width
-        norm = [nn.LayerNorm(self.features)] if layer_norm else []
-        self.net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, self.features), *norm, nn.ReLU(inplace=True))
+        layers.append(nn.Flatten())
+        if dense:
+            norm = [nn.LayerNorm(self.features)] if layer_norm else []
+            layers += [nn.Linear(flat, self.features), *norm, nn.ReLU(inplace=True)]
+        else:
+            self.features = flat
+        self.net = nn.Sequential(*layers)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def straight_forward(self, image: Tensor) -> Tensor:
@@ -208,13 +247,16 @@ def initialise_(net: nn.Module, generator: torch.Generator) -> None:
 
     The draw happens on the generator's device in the order of `net.modules()`. Normalisations keep scale 1, offset 0;
     modules of our own draw as they say in `draw_`, layers with an attribute `orthogonal_gain` get an orthogonal weight
-    of this gain and no bias (Saxe et al. 2014).
+    of this gain and no bias (Saxe et al. 2014), those with an attribute `constant` this number everywhere.
     """
     for module in net.modules():
         if isinstance(module, Liftable):
             module.draw_(generator)
         if (gain := getattr(module, "orthogonal_gain", None)) is not None:
             _draw_orthogonal_(module, gain, generator)
+        elif (constant := getattr(module, "constant", None)) is not None:
+            for parameter in module.parameters():
+                parameter.fill_(constant)
         elif isinstance(module, nn.Linear | nn.Conv2d):
             bound = 1 / math.sqrt(module.weight[0].numel())
             for parameter in (module.weight, module.bias):

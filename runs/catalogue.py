@@ -33,6 +33,38 @@ _SAYA = {
     "terminal_lives": 1,
 }
 
+# Atari in 100 000 decisions (specs/beer-and-online-rl.md, section 10).
+_ATARI_100K: dict[str, Any] = {
+    "n_step": 10,
+    "learning_rate": 1e-4,
+    "adam_epsilon": 1.5e-4,
+    "replay_capacity": 100_000,
+    "warmup_steps": 1_600,
+    "update_every": 1,
+    "target_update_every": 2_000,
+    "epsilon_decay_steps": 2_000,
+}
+# Ours: everything sooner, for hours on two cores instead of days.
+_SMALL_ATARI: dict[str, Any] = {
+    "replay_capacity": 100_000,
+    "warmup_steps": 5_000,
+    "epsilon_decay_steps": 50_000,
+    "target_update_every": 1_000,
+}
+# Ours.
+_CARTPOLE: dict[str, Any] = {
+    "learning_rate": 1e-3,
+    "adam_epsilon": 1e-8,
+    "batch_size": 64,
+    "replay_capacity": 20_000,
+    "warmup_steps": 500,
+    "update_every": 1,
+    "target_update_every": 100,
+    "epsilon_decay_steps": 2_000,
+    "epsilon_evaluation": 0.0,
+    "n_step": 3,
+    "hidden": (128, 128),
+}
 # What differs from the agent's defaults. "small" fits two cores and minutes.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "beer": {
@@ -67,6 +99,32 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "normalise_rewards": False,
         },
         "mujoco": {},
+    },
+    "qrdqn": {
+        "atari": {},
+        "atari100k": _ATARI_100K,
+        "cartpole": {**_CARTPOLE, "quantiles": 51},
+        "small": {**_SMALL_ATARI, "learning_rate": 1e-4, "n_step": 3},
+    },
+    "rainbow": {
+        "atari": {},
+        # Data-efficient Rainbow (van Hasselt et al. 2019) as Dopamine has it.
+        "atari100k": {**_ATARI_100K, "importance_steps": 100_000},
+        # Bellemare et al. 2017, in DQN Zoo's settings.
+        "c51": {
+            "double": False,
+            "dueling": False,
+            "n_step": 1,
+            "replay": "uniform",
+            "noisy": False,
+            "learning_rate": 2.5e-4,
+            "adam_epsilon": 0.01 / 32,
+            "warmup_steps": 50_000,
+            "target_update_every": 10_000,
+            "epsilon_decay_steps": 1_000_000,
+        },
+        "cartpole": {**_CARTPOLE, "v_min": 0.0, "v_max": 100.0, "importance_steps": 20_000},
+        "small": {**_SMALL_ATARI, "learning_rate": 1e-4, "importance_steps": 100_000},
     },
     "sac": {"small": {"warmup_steps": 1_000, "replay_capacity": 100_000}},
     "symphony": {
@@ -177,7 +235,7 @@ def default_preset(agent: str, env_id: str, observation_spec: ObservationSpec) -
 
     Settings for Atari do not fit small vector tasks, and 25 000 random steps do not fit the control suite.
     """
-    if agent == "dqn":
+    if agent in ("dqn", "qrdqn", "rainbow"):
         return "atari" if observation_spec.dtype == torch.uint8 else "cartpole"
     if agent == "ppo" and observation_spec.dtype == torch.uint8:
         return "atari"

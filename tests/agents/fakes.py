@@ -19,7 +19,14 @@ BUTTONS = DiscreteActionSpec(3)
 CPU = torch.device("cpu")
 # Hyper-parameters that all agents have, and what makes each agent take one gradient step for each step.
 SMALL = {"warmup_steps": 8, "replay_capacity": 200, "batch_size": 16, "hidden": (16, 16)}
-ONE_UPDATE_A_STEP = {"dqn": {"update_every": 1}, "symphony": {"updates_per_step": 1, "nodes": 4}}
+ONE_UPDATE_A_STEP = {
+    "dqn": {"update_every": 1},
+    "qrdqn": {"update_every": 1, "quantiles": 9},
+    "rainbow": {"update_every": 1},
+    "symphony": {"updates_per_step": 1, "nodes": 4},
+}
+# Agents with discrete actions, which value all of them by one network, `net`.
+VALUING_ACTIONS = ("dqn", "qrdqn", "rainbow")
 # Every switch of Symphony's successor.
 SAYA = {
     "weighting": "bell",
@@ -33,7 +40,7 @@ SAYA = {
     "shared_noise": True,
 }
 # Agents whose options are those of TD3: n-step returns, LayerNorm, a replay apart from the warm-up.
-OPTIONED = ("beer", "ddpg", "dqn", "sac", "td3")
+OPTIONED = ("beer", "ddpg", *VALUING_ACTIONS, "sac", "td3")
 # Agents that learn from a replay, after a warm-up.
 REPLAYING = (*OPTIONED, "symphony")
 

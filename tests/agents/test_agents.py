@@ -10,7 +10,7 @@ import typing
 import pytest
 import torch
 
-from agents import beer, ddpg, dqn, sac, td3
+from agents import beer, ddpg, dqn, qrdqn, rainbow, sac, td3
 from agents.agent import updates_due
 from runs.catalogue import AGENTS
 from tests.agents.fakes import (
@@ -22,6 +22,7 @@ from tests.agents.fakes import (
     OPTIONED,
     REPLAYING,
     SMALL,
+    VALUING_ACTIONS,
     VECTOR,
     make_step,
     streams,
@@ -33,7 +34,7 @@ CONTINUOUS = {"beer": beer, "ddpg": ddpg, "sac": sac, "td3": td3}
 def build(name: str, observation_spec=VECTOR, num_envs=1, seed=0, device=CPU, compiled=False, **settings):
     module = AGENTS[name]
     config = module.Config(**{**SMALL, **ONE_UPDATE_A_STEP.get(name, {}), **settings})
-    spec = BUTTONS if name == "dqn" else BOX
+    spec = BUTTONS if name in VALUING_ACTIONS else BOX
     return module.Agent(
         observation_spec,
         spec,
@@ -233,6 +234,12 @@ def critic_loss(name: str, agent, batch):
     target = torch.zeros(16)
     if name == "dqn":
         return dqn.td_loss, (agent.net, batch, target, True)
+    if name == "qrdqn":
+        return qrdqn.loss, (agent.net, batch, torch.zeros(16, 9), 1.0, torch.rand(16))
+    if name == "rainbow":
+        noise = agent._draw_noise(streams()["update"])
+        wanted = rainbow.target(agent.net, agent.target_net, batch, noise, noise, agent.support, True)
+        return rainbow.loss, (agent.net, batch, wanted, noise, agent.support, torch.rand(16))
     if name == "beer":
         return beer.critic_loss, (agent.critic, agent.others, batch, target, agent.config)
     return AGENTS[name].critic_loss, (agent.critic if name == "ddpg" else agent.critics, batch, target)
@@ -302,7 +309,7 @@ def value_at(agent, obs: list[float]) -> float:
     x = torch.tensor([obs])
     with torch.no_grad():
         if hasattr(agent, "net"):
-            return agent.net(x).max().item()
+            return agent.value(x).item()
         if hasattr(agent, "value_average"):  # symphony, whose values are in units of its scale of rewards
             return (agent.critics(x, agent.act(x, False)).mean() * agent.replay.reward_scale).item()
         action = agent.actor(x)
@@ -316,7 +323,9 @@ PROBE_SETTINGS |= {"learning_rate": 3e-3, "discount": 0.5}
 def probe_agent(name: str):
     extra = {"sac": {"initial_temperature": 1e-6}, "dqn": {"target_update_every": 10, "epsilon_decay_steps": 200}}
     extra["symphony"] = {"replay_capacity": 800, "fall_window": 0, "updates_per_step": 2, "nodes": 8}
-    rate = {} if name == "dqn" else {"target_rate": 0.05}
+    extra["qrdqn"] = {**extra["dqn"], "adam_epsilon": 1e-8, "quantiles": 11}
+    extra["rainbow"] = {"target_update_every": 10, "adam_epsilon": 1e-8, "v_min": -2.0, "v_max": 2.0}
+    rate = {} if name in VALUING_ACTIONS else {"target_rate": 0.05}
     return build(name, **{**PROBE_SETTINGS, **rate, **extra.get(name, {})})
 
 
@@ -342,7 +351,7 @@ def test_probe_policy_depends_on_the_observation(name):
     agent = probe_agent(name)
     Probe("action", agent).play(900)
     up, down = (agent.act(torch.tensor([[s, 0.0, 1.0]]), explore=False)[0] for s in (1.0, -1.0))
-    if name == "dqn":
+    if name in VALUING_ACTIONS:
         assert (up.item(), down.item()) == (0, 2)
     else:
         assert up[0] > 1.0

@@ -13,7 +13,7 @@ from agents.plastic import Plasticity
 from envs import Step
 from plasticity.nap import NaP
 from plasticity.networks import projection
-from tests.agents.fakes import FRAMES, REPLAYING, fake_gradients, make_step, stream
+from tests.agents.fakes import FRAMES, REPLAYING, VALUING_ACTIONS, fake_gradients, make_step, stream
 from tests.agents.test_plastic import build, live, networks
 
 RANKS = ("feature_rank", "srank", "effective_rank", "dead_fraction", "samples", "features")
@@ -33,7 +33,7 @@ def test_every_network_of_an_agent(name):
     agent = build(name)
     live(agent, 20)
     found = measured(agent, AgentDiagnostics(agent))
-    each = [] if name == "dqn" else ["actor", "critic" if name in ("beer", "ddpg") else "critics"]
+    each = [] if name in VALUING_ACTIONS else ["actor", "critic" if name in ("beer", "ddpg") else "critics"]
     expected = [f"plasticity/{what}{part}" for what in WHOLE for part in ["", *(f"/{network}" for network in each)]]
     ranks = [f"representation/{what}" for what in RANKS] if name in ("beer", "dqn", "sac", "td3") else []
     assert sorted(found) == sorted([*expected, *ranks, "speed/diagnostics_seconds"])

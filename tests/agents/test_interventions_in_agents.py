@@ -81,6 +81,18 @@ def test_an_accepted_intervention_acts_on_every_network(name, intervention):
         )
 
 
+@pytest.mark.parametrize("text", ["nap", "redo(threshold=0.6,every=7,samples=32)", "crelu", "injection(at=10)"])
+def test_noisy_streams_take_interventions(text):
+    """Also those that give their layers other sizes, and with them other noise."""
+    agent = agent_with("rainbow", text)
+    before = {name: value.clone() for name, value in values(agent).items()}
+    live(agent, 20)
+    found = values(agent)
+    moved = [n for n, v in found.items() if n not in before or not torch.equal(v, before[n])]
+    assert all(value.isfinite().all() for value in found.values())
+    assert {n for n in found if "deviation.weight" in n and n.startswith("net.")} <= {*moved}
+
+
 @pytest.mark.parametrize(("name", "intervention"), [(a, n) for a in REFUSED for n in sorted(REFUSED[a])])
 def test_what_agents_do_not_offer_is_refused_in_one_sentence(name, intervention):
     with pytest.raises(ValueError, match="sets the size|runs the network|only ordinary|linear heads") as caught:

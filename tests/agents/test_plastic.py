@@ -26,6 +26,7 @@ from tests.agents.fakes import (
     ONE_UPDATE_A_STEP,
     REPLAYING,
     SMALL,
+    VALUING_ACTIONS,
     VECTOR,
     fake_gradients,
     make_step,
@@ -38,7 +39,7 @@ def build(name, plasticity=None, observation_spec=VECTOR, seeds=0, device=CPU, *
     config = module.Config(**{**SMALL, **ONE_UPDATE_A_STEP.get(name, {}), **settings})
     return module.Agent(
         observation_spec,
-        BUTTONS if name == "dqn" else BOX,
+        BUTTONS if name in VALUING_ACTIONS else BOX,
         config,
         num_envs=1,
         device=device,
@@ -71,8 +72,8 @@ def networks(agent):
 
 def online_norms(agent):
     return [
-        [tensor.flatten(group.leading).norm(dim=-1) for group in optimizer.interventions[0].groups
-         for tensor in [dict(optimizer.learner.network.named_parameters())[group.tensors[0]].detach()]]
+        [torch.cat([dict(optimizer.learner.network.named_parameters())[name].detach().flatten(group.leading)
+                    for name in group.tensors], -1).norm(dim=-1) for group in optimizer.interventions[0].groups]
         for optimizer in optimizers(agent)
     ]  # fmt: skip
 
@@ -81,19 +82,19 @@ def online_norms(agent):
 @pytest.mark.parametrize("name", REPLAYING)
 def test_hidden_weights_of_every_network_keep_their_norms(name, seeds):
     agent = build(name, Plasticity(lambda: [NaP()]), seeds=seeds, learning_rate=0.01)
-    assert len(optimizers(agent)) == (1 if name == "dqn" else 2)
+    assert len(optimizers(agent)) == (1 if name in VALUING_ACTIONS else 2)
     before = online_norms(agent)
-    start = [p.detach().clone() for p in agent._parts()["net" if name == "dqn" else "actor"].parameters()]
+    start = [p.detach().clone() for p in agent._parts()["net" if name in VALUING_ACTIONS else "actor"].parameters()]
     live(agent, 30)
     assert agent.updates > 10
     for old, new in zip(before, online_norms(agent), strict=True):
         for a, b in zip(old, new, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-6, atol=0)
-    now = agent._parts()["net" if name == "dqn" else "actor"].parameters()
+    now = agent._parts()["net" if name in VALUING_ACTIONS else "actor"].parameters()
     assert any(not torch.equal(a, b) for a, b in zip(start, now, strict=True))
     for network in networks(agent).values():
         norms = [m for m in network.modules() if isinstance(m, nn.LayerNorm) or "LayerNorm" in type(m).__name__]
-        assert len(norms) == 2
+        assert len(norms) == (3 if name == "rainbow" else 2)
 
 
 def test_twin_critics_have_radii_of_their_own():

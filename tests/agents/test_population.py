@@ -26,6 +26,7 @@ from tests.agents.fakes import (
     FRAMES,
     SAYA,
     SMALL,
+    VALUING_ACTIONS,
     VECTOR,
     fake_gradients,
     make_step,
@@ -50,6 +51,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sac with LayerNorm": {"layer_norm": True},
     "dqn": {"update_every": 2, "updates_per_round": 3, "max_gradient_norm": 0.05, "target_update_every": 10},
     "dqn with a prioritised replay": {"replay": "prioritised", "update_every": 1, "n_step": 2},
+    "qrdqn": {"update_every": 1, "quantiles": 9, "double": True, "n_step": 2},
+    "rainbow": {"update_every": 1},
+    "rainbow without noise": {"update_every": 1, "noisy": False, "layer_norm": True, "replay": "fading"},
     "dqn with LayerNorm": {"update_every": 1, "layer_norm": True, "huber": True, "epsilon_decay_steps": 50},
 }
 
@@ -57,7 +61,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def build(case: str, seeds: int | list[int], num_envs: int = 2, device=CPU, **more):
     module = AGENTS[case.split()[0]]
     config = module.Config(**{**SMALL, **SETTINGS[case], **more})
-    spec = BUTTONS if module is dqn else BOX
+    spec = BUTTONS if case.split()[0] in VALUING_ACTIONS else BOX
     return module.Agent(VECTOR, spec, config, num_envs=num_envs, device=device, streams=streams(seeds, device))
 
 

@@ -49,11 +49,11 @@ BAD_INPUT = {
     ),
     "continuous agent": (
         ["train", "sac", "--env", "gym/CartPole-v1", "--steps", "100"],
-        "'sac' needs continuous actions, this environment has 2 discrete ones; use dqn or ppo",
+        "'sac' needs continuous actions, this environment has 2 discrete ones; use dqn or ppo or",
     ),
     "agent for vectors on images": (
         ["train", "symphony", "--env", "atari/Pong", "--steps", "100"],
-        "'symphony' needs a vector of observations, this environment shows [4, 84, 84]; use dqn or ppo",
+        "'symphony' needs a vector of observations, this environment shows [4, 84, 84]; use dqn or ppo or",
     ),
     "agent for vectors on pictures": (
         ["train", "td3", "--env", "dmc/cartpole-swingup", "--obs", "pixels"],
@@ -199,7 +199,17 @@ def test_list_names_what_train_takes(capsys):
     ids = capsys.readouterr().out.split()
     assert {"mujoco/HalfCheetah-v5", "dmc/walker-walk", "atari/Pong", "gym/CartPole-v1"} <= set(ids)
     assert main(["list", "agents"]) == 0
-    assert capsys.readouterr().out.split() == ["beer", "ddpg", "dqn", "ppo", "sac", "symphony", "td3"]
+    assert capsys.readouterr().out.split() == [
+        "beer",
+        "ddpg",
+        "dqn",
+        "ppo",
+        "qrdqn",
+        "rainbow",
+        "sac",
+        "symphony",
+        "td3",
+    ]
     assert main(["list"]) == 0
     assert "td3 small" in capsys.readouterr().out
 

@@ -41,6 +41,8 @@ RUNS = {
         "gym/CartPole-v1",
         [*SHORT, "--replay", "prioritised", "--num-envs", "2", "--update-every", "4", "--updates-per-round", "2"],
     ),
+    "rainbow gym": ("rainbow", "gym/CartPole-v1", [*SHORT, "--num-envs", "2", "--with", "nap"]),
+    "qrdqn gym": ("qrdqn", "gym/CartPole-v1", [*SHORT, "--quantiles", "5", "--epsilon-evaluation", "0.5"]),
     "dqn gym, dormant units recycled": (
         "dqn",
         "gym/CartPole-v1",
