@@ -3,3 +3,6 @@
 Here belong streams of tasks, the learner that owns the loop and the accuracy matrix, strategies, the metrics of the
 field, and the bridge to Avalanche. This room may import `plasticity`; it never imports `agents`.
 """
+
+# The strategies of `continual.catalogue`, here so that a page of help need not import torch.
+NAMES = ("naive", "joint", "cumulative", "er", "er_ace", "der", "derpp", "uer")

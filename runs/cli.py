@@ -11,10 +11,13 @@ import sys
 from collections.abc import Callable, Sequence
 
 import agents
+from continual import NAMES as strategies
 from runs.errors import UsageError, nearest
 from runs.options import (
+    CONTINUAL_EXAMPLE,
     TRAIN_EXAMPLE,
     CompareOptions,
+    ContinualOptions,
     DoctorOptions,
     EvaluateOptions,
     ListOptions,
@@ -201,6 +204,10 @@ def plasticity(arguments: Sequence[str]) -> int:
 
 def continual(arguments: Sequence[str]) -> int:
     """Runs `neoteny continual`."""
+    if asks_for_help(arguments) and arguments[0].startswith("-"):  # of no strategy, whose module would import torch
+        print(help_page([ContinualOptions], [None], "neoteny continual STRATEGY", CONTINUAL_EXAMPLE))
+        print(f"Strategies: {', '.join(strategies)}.\n`neoteny continual STRATEGY --help` shows the settings of one.")
+        raise SystemExit(0)
     from runs.continual import continual_command
 
     return continual_command(arguments)

@@ -18,7 +18,7 @@ from runs.continual_run import ContinualConfig, build, resolve_benchmark, train
 from runs.errors import UsageError, nearest
 from runs.folders import describe_machine, new_run_folder
 from runs.lock import RunLock
-from runs.options import ContinualOptions, ResumeOptions
+from runs.options import CONTINUAL_EXAMPLE, ContinualOptions, ResumeOptions
 from runs.parsing import asks_for_help, help_page, parse_with_agent
 from runs.progress import Progress
 from runs.record import State, read_status, read_table, write_status
@@ -27,7 +27,6 @@ from runs.session import EXPECTED_FAILURES, explain
 from runs.statistics import final_values, summarise
 from runs.stopping import stop_on_signals
 
-EXAMPLE = "neoteny continual uer --benchmark split-digits --seeds 5"
 # Flags that change the benchmark, and the names that its settings have.
 _OVERRIDES = {
     "batch_size": "batch",
@@ -45,12 +44,8 @@ _SHOWN = ("cl/average_accuracy", "cl/forgetting", "cl/bwt", "cl/learning_accurac
 def continual_command(arguments: Sequence[str]) -> int:
     """Run `neoteny continual ARGUMENTS`. Returns the exit code; raises UsageError before anything is written."""
     names = ", ".join(catalogue.STRATEGIES)
-    if asks_for_help(arguments) and arguments[0].startswith("-"):
-        print(help_page([ContinualOptions], [None], "neoteny continual STRATEGY", EXAMPLE))
-        print(f"Strategies: {names}; `neoteny continual STRATEGY --help` shows the settings of one.")
-        return 0
     if not arguments or arguments[0].startswith("-"):
-        raise UsageError(f"continual needs a strategy ({names}), for example: {EXAMPLE}")
+        raise UsageError(f"continual needs a strategy ({names}), for example: {CONTINUAL_EXAMPLE}")
     try:
         config, options = prepare(arguments[0], arguments[1:])
         learner = build(config)
@@ -70,12 +65,12 @@ def prepare(strategy: str, arguments: Sequence[str]) -> tuple[ContinualConfig, C
         raise UsageError(f"unknown strategy '{strategy}'.{nearest(strategy, catalogue.STRATEGIES)}")
     _, settings = catalogue.STRATEGIES[strategy]
     if asks_for_help(arguments):
-        print(help_page([settings], [settings()], f"neoteny continual {strategy}", EXAMPLE))
+        print(help_page([settings], [settings()], f"neoteny continual {strategy}", CONTINUAL_EXAMPLE))
         print("`neoteny continual --help` shows the options of a run, which go with these.")
         raise SystemExit(0)
     others = {name: other for name, (_, other) in catalogue.STRATEGIES.items()}
     options, chosen = parse_with_agent(
-        ContinualOptions, settings(), arguments, f"neoteny continual {strategy}", EXAMPLE, others
+        ContinualOptions, settings(), arguments, f"neoteny continual {strategy}", CONTINUAL_EXAMPLE, others
     )
     for flag, least in {"seeds": 1, "threads": 1, "seed": 0, "eval_every": 0, "checkpoint_every": 0}.items():
         value = vars(options)[flag]

@@ -12,6 +12,7 @@ from runs.errors import UsageError
 from runs.files import parse_json
 
 FAMILIES = ("labels", "network", "next")  # of a probe's targets
+CONTINUAL_EXAMPLE = "neoteny continual uer --benchmark split-digits --seeds 5"
 TRAIN_EXAMPLE = "neoteny train td3 --env dmc/cartpole-swingup --steps 50000"
 
 

@@ -53,7 +53,7 @@ class Config:
     predict_logits: Logits = "dot"
     """predictions are made with: dot or cosine"""
     softmax_scope: Literal["all", "seen", "batch"] = "all"
-    """outputs that compete while training: all, those of classes seen, or (new data) of the batch"""
+    """outputs that compete in training: all, seen (classes so far), batch (for new data)"""
 
     def __post_init__(self) -> None:
         check_replay(self)

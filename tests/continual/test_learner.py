@@ -9,7 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from continual import datasets
+from continual import NAMES, datasets
 from continual.catalogue import BENCHMARKS, SMALL, STRATEGIES, Benchmark, make_strategy, open_learner
 from continual.costs import costs
 from continual.inputs import Inputs, crop_and_flip, rotated, strongly_augmented
@@ -164,6 +164,10 @@ def test_costs_by_hand():
     naive = costs(learner("naive"))
     assert naive["cost/flops_per_step"] == found["cost/flops_per_step"] / 2
     assert naive["cost/memory_bytes"] == 0
+
+
+def test_the_names_for_the_page_of_help_are_those_there_are():
+    assert tuple(STRATEGIES) == NAMES
 
 
 def test_strategies_need_what_they_say():
