@@ -376,7 +376,8 @@ class Agent:
         successors = rollout.final_obs.flatten(axis, axis + 1)
         # In pieces no larger than minibatches, so that it needs no more memory than they do.
         found = torch.cat([self.net(self._picked(successors, piece))[1] for piece in pieces], -1)
-        value = rollout.value.roll(-1, -2).flatten(axis).scatter(-1, rows, found)
+        # Half-precision networks answer in their own type.
+        value = rollout.value.roll(-1, -2).flatten(axis).scatter(-1, rows, found.to(rollout.value.dtype))
         return value.view_as(rollout.value)
 
     def _chosen(self, samples: Samples, rows: Tensor) -> Samples:

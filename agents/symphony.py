@@ -235,10 +235,11 @@ def loss(
     critics read of s' has no gradient but the action's: the encoder is not to make values look large.
     """
     next_state = batch.next_obs if encoder is None else encoder.state(batch.next_obs)
-    direction, scale, temperature = actor(next_state, passes.actor)
+    # Losses are float32, also where the networks multiply in bfloat16.
+    direction, scale, temperature = (output.float() for output in actor(next_state, passes.actor))
     action = scale_action.to_environment((scale * direction + noise).tanh())
     next_pair = (next_state, action) if encoder is None else encoder.pair(next_state.detach(), action)[:2]
-    value = aggregate(target_critics(*next_pair, passes.target_critics), weights)
+    value = aggregate(target_critics(*next_pair, passes.target_critics).float(), weights)
     advance = batch_advantage if config.batch_average else temporal_advantage
     advantage, reference = advance(value, average, config.advantage_rate)
     actor_loss = -(rehae(advantage) if config.temporal_advantage else value).mean(-1)
@@ -273,6 +274,7 @@ def online_loss(
     else:
         *pair, predicted = encoder.pair(encoder.state(batch.obs), batch.action)
         nodes = critics(*pair, passes.critics)
+    nodes = nodes.float()
     loss = rehse(nodes - target[..., None, :, None]).mean((-3, -2, -1))
     metrics = {
         "loss/critic": loss,

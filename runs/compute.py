@@ -85,6 +85,18 @@ def bfloat16_products(device: torch.device, enabled: bool) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
 
 
+def require_bfloat16(device: torch.device) -> None:
+    """Raises ValueError where products in bfloat16 are not built in: emulated, they are slower than float32."""
+    if device.type == "cuda":
+        built_in = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        built_in = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if not built_in:
+        raise ValueError(
+            f"--bf16 needs a {device.type} device that multiplies in bfloat16; leave it out to use float32"
+        )
+
+
 def keep_freed_memory() -> bool:
     """Make glibc keep freed memory for the next allocation. Returns whether this system could.
 

@@ -144,6 +144,8 @@ def _run_config(
     if options.histograms and not options.tensorboard:
         raise UsageError("--histograms are for TensorBoard, which --no-tensorboard switches off")
     device = compute.resolve_device(options.device)
+    if options.bf16:
+        compute.require_bfloat16(device)
     return RunConfig(
         agent=agent,
         env=options.env,

@@ -7,7 +7,7 @@ import contextlib
 import pytest
 import torch
 
-from runs.compute import bfloat16_products, small_products
+from runs.compute import bfloat16_products, require_bfloat16, small_products
 from tests.agents.fakes import CPU, REPLAYING
 from tests.agents.test_agents import build, live, parameters
 
@@ -38,6 +38,17 @@ def test_bfloat16_updates_move_float32_parameters_nearly_as_float32_does(name):
 def test_bfloat16_updates_see_the_weights_that_the_update_before_them_left(name):
     together, apart = train(name, 1, 4, True), train(name, 4, 1, True)
     assert all(torch.equal(a, b) for a, b in zip(together, apart, strict=True))
+
+
+def test_bfloat16_is_refused_where_it_is_emulated(monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    with pytest.raises(ValueError, match="--bf16 needs a cpu device that multiplies in bfloat16"):
+        require_bfloat16(CPU)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    with pytest.raises(ValueError, match="--bf16 needs a cuda device"):
+        require_bfloat16(torch.device("cuda"))
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    require_bfloat16(CPU)
 
 
 @pytest.mark.parametrize(("rows", "inside"), [(1, "highest"), (64, "medium")])
