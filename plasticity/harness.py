@@ -151,7 +151,7 @@ class Trial:
         diagnostics = self.diagnostics if self._is_measured else None
         gradients: Sequence[Tensor] = ()
         if diagnostics is not None:
-            gradients = [g.clone() for g in differentiation.gradients(passed, targets)]
+            gradients = differentiation.gradients(passed, targets)
             loss_before = member_losses(passed.outputs.detach(), targets)
             diagnostics.before_step(learner)
         if isinstance(differentiation, MLPGradients) and self._descends_plainly:
