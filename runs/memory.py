@@ -79,7 +79,8 @@ def _replay_of(config: RunConfig, runner: Runner, capacity: int) -> Any:
     small = {"replay_capacity": capacity, "warmup_steps": _EXPLORATION * config.num_envs}
     agent_config = dataclasses.replace(config.agent_config, **small)
     cpu = torch.device("cpu")
-    agent: Any = build_agent(dataclasses.replace(config, agent_config=agent_config), runner, cpu, spawn_streams(0, cpu))
+    plain = dataclasses.replace(config, agent_config=agent_config, interventions="none")  # which keep no transitions
+    agent: Any = build_agent(plain, runner, cpu, spawn_streams(0, cpu))
     return agent.replay
 
 

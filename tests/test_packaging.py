@@ -34,5 +34,5 @@ def test_constraints_fit_what_is_declared():
 
 
 def test_extras_are_those_of_the_design():
-    assert set(PROJECT["optional-dependencies"]) == {"avalanche", "offline", "gpu", "dev", "bench", "sweep"}
+    assert set(PROJECT["optional-dependencies"]) == {"avalanche", "box2d", "offline", "gpu", "dev", "bench", "sweep"}
     assert PROJECT["license"] == "Apache-2.0"
