@@ -331,3 +331,16 @@ def test_saved_in_the_middle_it_goes_on_bit_for_bit():
     for network in ("actor", "critics", "target_critics", "encoder"):
         for a, b in zip(getattr(whole, network).parameters(), getattr(second, network).parameters(), strict=True):
             assert torch.equal(a, b)
+
+
+def test_the_loss_compiles_to_one_graph_with_the_same_numbers(monkeypatch):
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function: real(function, backend="aot_eager", fullgraph=True))
+    torch._dynamo.reset()
+    agents = make_agent(), make_agent()
+    agents[1].loss = torch.compile(symphony.loss)
+    for agent in agents:
+        live(agent, 12)
+        assert agent.updates == 4
+    for a, b in zip(agents[0].critics.parameters(), agents[1].critics.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
