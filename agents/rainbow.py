@@ -183,10 +183,13 @@ def project(probability: Tensor, reward: Tensor, factor: Tensor, support: Tensor
 
     probability: of Z at each atom [*S, B, K]; reward, factor [*S, B]. Beyond the ends it is put on them.
     """
-    gap = support[1] - support[0]
-    moved = (reward.unsqueeze(-1) + factor.unsqueeze(-1) * support).clamp(support[0], support[-1])
-    share = (1 - (moved.unsqueeze(-2) - support.unsqueeze(-1)).abs() / gap).clamp(min=0)  # [*S, B, to, from]
-    return (share * probability.unsqueeze(-2)).sum(-1)
+    low, high, last = support[0], support[-1], len(support) - 1
+    moved = (reward.unsqueeze(-1) + factor.unsqueeze(-1) * support).clamp(low, high)
+    place = (moved - low) * (last / (high - low))  # among the atoms, 0 ... K - 1
+    atoms = torch.arange(last + 1, dtype=place.dtype, device=place.device)
+    # Without a scatter, whose sums would come in any order on a GPU. In place: these are the largest tensors.
+    share = (1 - (place.unsqueeze(-2) - atoms.unsqueeze(-1)).abs_()).clamp_(min=0)  # [*S, B, to, from]
+    return torch.matmul(share, probability.unsqueeze(-1)).squeeze(-1)
 
 
 @torch.no_grad()

@@ -53,7 +53,7 @@ _SMALL_ATARI: dict[str, Any] = {
 }
 # Ours.
 _CARTPOLE: dict[str, Any] = {
-    "learning_rate": 1e-3,
+    "learning_rate": 5e-4,
     "adam_epsilon": 1e-8,
     "batch_size": 64,
     "replay_capacity": 20_000,
@@ -103,7 +103,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "qrdqn": {
         "atari": {},
         "atari100k": _ATARI_100K,
-        "cartpole": {**_CARTPOLE, "quantiles": 51},
+        "cartpole": {**_CARTPOLE, "quantiles": 20},
         "small": {**_SMALL_ATARI, "learning_rate": 1e-4, "n_step": 3},
     },
     "rainbow": {
