@@ -145,12 +145,17 @@ class Plasticity:
     """Makes the networks and optimisers of one agent.
 
     interventions: makes new ones, called once for each network. schedule: of all learning rates, in environment steps.
+    task_steps: after how many of them the task changes, for schedules that then begin again.
     Without either, networks and optimisers are those of an agent that knows nothing of this.
     """
 
     def __init__(
-        self, interventions: Callable[[], Sequence[Intervention]] = list, schedule: Schedule | None = None
+        self,
+        interventions: Callable[[], Sequence[Intervention]] = list,
+        schedule: Schedule | None = None,
+        task_steps: int | None = None,
     ) -> None:
+        self._task_steps = task_steps
         self._interventions, self._schedule = interventions, schedule or Constant()
         self._made: dict[nn.Module, tuple[list[Intervention], Callable[[], nn.Module], RandomStream]] = {}
         self._rates: list[tuple[Optimizer, float]] = []
@@ -218,7 +223,7 @@ class Plasticity:
     def at(self, step: int) -> None:
         """Set the learning rates for the updates at this environment step."""
         if not isinstance(self._schedule, Constant):
-            factor = self._schedule.factor(step, step)
+            factor = self._schedule.factor(step, step % self._task_steps if self._task_steps else step)
             for optimizer, rate in self._rates:
                 optimizer.learning_rate = rate * factor
 

@@ -114,7 +114,7 @@ class Config:
     trained_slope: bool = False
     """of ReSine's sigmoid, instead of 1.5"""
     bottleneck: int = 0
-    """outputs of one more linear layer in each block, which gradient dropout then acts on; 0: none"""
+    """outputs of one more linear layer in each block, for gradient dropout; 0: none"""
     encoder_features: int = 0
     """of the encoder that actor and critics read; 0: they read observations"""
     annealed_epsilon: bool = False

@@ -81,6 +81,13 @@ def switches(runner: Runner) -> list[Switch] | None:
     return getattr(getattr(runner, "runner", runner), "switches", None)
 
 
+def steps_of_task(runner: Runner) -> int | None:
+    """Steps, over all rows, from one change of task to the next; None for one task, or tasks of so many episodes."""
+    sequence = getattr(runner, "runner", runner)
+    every = getattr(sequence, "switch_every", None)
+    return None if every is None else -(-every // runner.num_envs) * runner.num_envs
+
+
 def make_sequence(
     segments: Sequence[Segment | str],
     num_envs: int = 1,

@@ -65,6 +65,17 @@ _CARTPOLE: dict[str, Any] = {
     "n_step": 3,
     "hidden": (128, 128),
 }
+_PPO_ATARI: dict[str, Any] = {
+    "learning_rate": 2.5e-4,
+    "rollout_steps": 128,
+    "epochs": 4,
+    "minibatches": 4,
+    "clip": 0.1,
+    "entropy_weight": 0.01,
+    "normalise_rewards": False,
+}
+# What NaP's paper builds on: Rainbow of DQN Zoo (specs/nap-and-plasticity.md, section 1.8).
+_NAP_RAINBOW: dict[str, Any] = {"noise_scale": 0.1, "adam_epsilon": 0.005 / 32}
 # What differs from the agent's defaults. "small" fits two cores and minutes.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "beer": {
@@ -79,15 +90,11 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
     # CleanRL's; the rates of all fall to 0 over the run (--lr-schedule linear).
     "ppo": {
-        "atari": {
-            "learning_rate": 2.5e-4,
-            "rollout_steps": 128,
-            "epochs": 4,
-            "minibatches": 4,
-            "clip": 0.1,
-            "entropy_weight": 0.01,
-            "normalise_rewards": False,
-        },
+        "atari": _PPO_ATARI,
+        "nap-atari": _PPO_ATARI,
+        "nap-atari-sequence": _PPO_ATARI,
+        "nap-dmc": {},
+        "nap-dmc-sequence": {},
         # Small vector tasks with buttons; four environments (--num-envs 4).
         "classic": {
             "learning_rate": 2.5e-4,
@@ -108,6 +115,9 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "rainbow": {
         "atari": {},
+        "nap-atari": _NAP_RAINBOW,
+        # The peak that is reported for the sequence, ten times Rainbow's rate; it may be a slip, so compare with that.
+        "nap-atari-sequence": {**_NAP_RAINBOW, "learning_rate": 6.25e-4},
         # Data-efficient Rainbow (van Hasselt et al. 2019) as Dopamine has it.
         "atari100k": {**_ATARI_100K, "importance_steps": 100_000},
         # Bellemare et al. 2017, in DQN Zoo's settings.
@@ -126,7 +136,11 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "cartpole": {**_CARTPOLE, "v_min": 0.0, "v_max": 100.0, "importance_steps": 20_000},
         "small": {**_SMALL_ATARI, "learning_rate": 1e-4, "importance_steps": 100_000},
     },
-    "sac": {"small": {"warmup_steps": 1_000, "replay_capacity": 100_000}},
+    "sac": {
+        "nap-dmc": {},
+        "nap-dmc-sequence": {},
+        "small": {"warmup_steps": 1_000, "replay_capacity": 100_000},
+    },
     "symphony": {
         # specs/symphony.md, section 11: the four of the paper; "s3" are the defaults.
         "s3": {},
@@ -179,6 +193,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "dqn": {
         # The defaults: CleanRL's Atari settings.
         "atari": {},
+        "nap-atari": {},
+        "nap-atari-sequence": {},
         # Ours, after the Atari-100k settings: everything sooner, for hours on two cores instead of days.
         "small": {
             "learning_rate": 1e-4,
@@ -223,6 +239,19 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
+# What a preset sets of the run, whatever the agent: options of `neoteny train`. NaP leaves the decay of learning rates
+# to the schedule. For one task it is linear to 0, a survey's simple choice (specs/nap-and-plasticity.md, section 1.7).
+# For tasks in turn it is that of the sequence of games (section 1.9): a cosine from the peak to 1e-6 within each, after
+# 1 000 gradient steps of warm-up, which Atari's agents take in 4 000 steps.
+_SEQUENCE: dict[str, Any] = {"with_": "nap", "lr_schedule": "cosine-restart", "lr_end": 1e-6 / 6.25e-4}
+PRESET_RUNS: dict[str, dict[str, Any]] = {
+    "nap-atari": {"with_": "nap", "lr_schedule": "linear"},
+    "nap-atari-sequence": {**_SEQUENCE, "lr_warmup": 4_000},
+    "nap-dmc": {"with_": "nap", "lr_schedule": "linear"},
+    "nap-dmc-sequence": {**_SEQUENCE, "lr_warmup": 1_000},
+}
+
+
 def find_agent(name: str) -> ModuleType:
     """The module of an agent: its `Config` and its `Agent`. Raises ValueError with the nearest names."""
     if name not in AGENTS:
@@ -250,6 +279,11 @@ def preset_config(agent: str, preset: str | None) -> Any:
     if preset not in PRESETS[agent]:
         raise ValueError(f"'{agent}' has no preset '{preset}'.{nearest(preset, PRESETS[agent])}")
     return dataclasses.replace(config, **PRESETS[agent][preset])
+
+
+def run_preset(preset: str | None) -> dict[str, Any]:
+    """Options of `neoteny train` that a preset sets beside the agent's hyper-parameters."""
+    return PRESET_RUNS.get(preset or "", {})
 
 
 def config_to_json(config: Any) -> dict[str, Any]:

@@ -57,7 +57,8 @@ Example: neoteny train sac --env gym/Pendulum-v1 --preset small --steps 10000
 def train(arguments: Sequence[str]) -> int:
     if asks_for_help(arguments) and arguments[0].startswith("-"):  # of no agent, whose module would import torch
         print(help_page([TrainOptions], [None], "neoteny train AGENT", TRAIN_EXAMPLE))
-        print(f"Agents: {', '.join(agents.NAMES)}; `neoteny train AGENT --help` shows the hyper-parameters of one.")
+        print(f"Agents: {', '.join(agents.NAMES)}; their")
+        print("hyper-parameters: `neoteny train AGENT --help`.")
         return 0
     from runs.train import train_command
 

@@ -10,10 +10,10 @@ from plasticity.schedules import Constant, Cosine, Linear, Schedule
 from runs.config import RunConfig
 
 
-def plasticity_of(config: RunConfig) -> Plasticity:
-    """For one agent. Raises ValueError if an intervention or a schedule is not possible."""
+def plasticity_of(config: RunConfig, task_steps: int | None = None) -> Plasticity:
+    """For one agent. task_steps: from task to task. Raises ValueError if an intervention or schedule cannot be had."""
     _made(config)
-    return Plasticity(lambda: _made(config), _schedule(config))
+    return Plasticity(lambda: _made(config), _schedule(config, task_steps), task_steps)
 
 
 def advice(config: RunConfig) -> str | None:
@@ -30,9 +30,16 @@ def _made(config: RunConfig) -> list[Intervention]:
     return make(config.interventions)
 
 
-def _schedule(config: RunConfig) -> Schedule:
+def _schedule(config: RunConfig, task_steps: int | None) -> Schedule:
     if config.lr_schedule == "constant":
         return Constant()
     if config.lr_schedule == "linear":
         return Linear(config.steps, config.lr_end)
-    return Cosine(config.steps, config.lr_warmup, end=config.lr_end)
+    if config.lr_schedule == "cosine":
+        return Cosine(config.steps, config.lr_warmup, end=config.lr_end)
+    if task_steps is None:
+        raise ValueError(
+            f"--lr-schedule cosine-restart begins again where the task changes, and {config.env} has no tasks of so "
+            "many steps; use cosine"
+        )
+    return Cosine(task_steps, config.lr_warmup, end=config.lr_end, restart=True)

@@ -55,7 +55,7 @@ class TrainOptions:
     diagnostics_every: int | None = None
     """steps between measurements of dormant units, ranks and norms; default: none"""
     value_error: bool = False
-    """at evaluations, also compare Q with the discounted returns that follow (docs/agents.md)"""
+    """when evaluated, compare Q with the discounted returns that follow (docs/agents.md)"""
     device: str = "auto"
     """auto, cpu or cuda"""
     threads: int = 0
@@ -68,8 +68,8 @@ class TrainOptions:
     """bfloat16 products in gradient steps: faster, fewer digits (docs/results/speed.md)"""
     with_: Annotated[str, tyro.conf.arg(name="with")] = "none"
     """keeps the networks able to learn, joined by +: nap, layernorm, rmsnorm, l2, l2-init"""
-    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """of all learning rates, over --steps"""
+    lr_schedule: Literal["constant", "linear", "cosine", "cosine-restart"] = "constant"
+    """of all learning rates, over --steps; cosine-restart: over each task"""
     lr_warmup: int = 0
     """steps over which a cosine schedule first rises"""
     lr_end: float = 0.0

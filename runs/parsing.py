@@ -35,10 +35,12 @@ def parse_with_agent(
     prog: str,
     example: str,
     others: Mapping[str, type],
+    preset: Mapping[str, Any] | None = None,
 ) -> tuple[Options, Any]:
     """The same with every hyper-parameter of an agent as a flag of its own; `config` holds the defaults.
 
-    others: hyper-parameters of all agents, so that a flag of another one is named as such.
+    others: hyper-parameters of all agents, so that a flag of another one is named as such. preset: other defaults of
+    the options.
     """
     both = Annotated[
         tuple[
@@ -48,7 +50,7 @@ def parse_with_agent(
         tyro.conf.OmitArgPrefixes,
     ]
     required = {f.name: tyro.MISSING for f in dataclasses.fields(options) if _default(f) == "required"}  # type: ignore[arg-type]
-    default = (options(**required), config)
+    default = (options(**required, **(preset or {})), config)
     return _parse(both, default, [options, type(config)], arguments, prog, example, others)
 
 

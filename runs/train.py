@@ -20,7 +20,7 @@ from envs import Runner
 from envs.graphics import OpenGLMissing
 from envs.sequence import switches
 from runs import compute
-from runs.catalogue import AGENTS, default_preset, find_agent, preset_config
+from runs.catalogue import AGENTS, default_preset, find_agent, preset_config, run_preset
 from runs.checkpoint import list_checkpoints
 from runs.config import RunConfig
 from runs.errors import UsageError
@@ -103,7 +103,7 @@ def prepare(agent: str, arguments: Sequence[str]) -> tuple[RunConfig, TrainOptio
     preset_config(agent, preset)  # a wrong name is found before an environment is built
     # The environment decides the default preset, and its settings are flags, so the flags are read twice.
     page = (arguments, prog, TRAIN_EXAMPLE, {name: other.Config for name, other in AGENTS.items()})
-    options, _ = parse_with_agent(TrainOptions, preset_config(agent, preset), *page)
+    options, _ = parse_with_agent(TrainOptions, preset_config(agent, preset), *page, run_preset(preset))
     env_settings = environment_settings(options)
     try:
         runner = envs.make(env_id, **env_settings)
@@ -113,7 +113,7 @@ def prepare(agent: str, arguments: Sequence[str]) -> tuple[RunConfig, TrainOptio
         raise UsageError(f"{env_id} does not take the settings {env_settings}: {error}") from error
     try:
         preset = preset or default_preset(agent, env_id, runner.observation_spec)
-        options, agent_config = parse_with_agent(TrainOptions, preset_config(agent, preset), *page)
+        options, agent_config = parse_with_agent(TrainOptions, preset_config(agent, preset), *page, run_preset(preset))
         config = _run_config(agent, agent_config, preset, options, env_settings, runner)
         try:
             require_replay_memory(config, runner)

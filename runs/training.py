@@ -19,7 +19,7 @@ from agents.diagnostics import AgentDiagnostics
 from agents.population import of_seed
 from envs import Runner, Step
 from envs.overlap import InBackground
-from envs.sequence import switches
+from envs.sequence import steps_of_task, switches
 from plasticity.population import Axes, RandomStream
 from runs import checkpoint, compute
 from runs.catalogue import find_agent
@@ -109,7 +109,7 @@ class Episodes:
 
 def build_agent(config: RunConfig, runner: Runner, device: torch.device, streams: Mapping[str, RandomStream]) -> Agent:
     """The agent of a run, freshly initialised from its seed's streams."""
-    plasticity = plasticity_of(config)
+    plasticity = plasticity_of(config, steps_of_task(runner))
     agent = find_agent(config.agent).Agent(
         runner.observation_spec,
         runner.action_spec,

@@ -16,7 +16,7 @@ from plasticity.intervention import Intervention
 from plasticity.nap import NaP
 from plasticity.networks import projection
 from plasticity.networks.normalisation import Normalise
-from plasticity.schedules import Linear
+from plasticity.schedules import Cosine, Linear
 from runs.catalogue import AGENTS
 from tests.agents.fakes import (
     BOX,
@@ -140,6 +140,18 @@ def test_an_agent_of_other_interventions_is_refused():
     state = build("td3", Plasticity(lambda: [NaP(), Normalise()])).state_dict()
     with pytest.raises(ValueError, match="other interventions"):
         build("td3", Plasticity(lambda: [NaP()])).load_state_dict(state)
+
+
+def test_learning_rates_begin_again_with_each_task():
+    schedule = Cosine(10, warmup=2, end=0.5, restart=True)
+    agent = build("dqn", Plasticity(schedule=schedule, task_steps=10), learning_rate=0.01)
+    seen = []
+    for step in range(25):
+        live(agent, 1, start=step)
+        seen.append(agent.optimizer.learning_rate)
+    assert seen == pytest.approx([0.01 * schedule.factor(0, step % 10) for step in range(1, 26)])
+    assert seen[9] == 0  # the first step of the second task
+    assert seen[11] == pytest.approx(0.01)
 
 
 def test_learning_rates_follow_the_schedule():

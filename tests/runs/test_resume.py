@@ -42,6 +42,11 @@ RUNS = {
         [*SHORT, "--replay", "prioritised", "--num-envs", "2", "--update-every", "4", "--updates-per-round", "2"],
     ),
     "rainbow gym": ("rainbow", "gym/CartPole-v1", [*SHORT, "--num-envs", "2", "--with", "nap"]),
+    "rainbow on tasks in turn, rates beginning again": (
+        "rainbow",
+        "sequence/shuffled-cartpole",
+        [*SHORT, "--env-set", "switch_every=30", "--preset", "nap-atari-sequence", "--lr-warmup", "5"],
+    ),
     "qrdqn gym": ("qrdqn", "gym/CartPole-v1", [*SHORT, "--quantiles", "5", "--epsilon-evaluation", "0.5"]),
     "dqn gym, dormant units recycled": (
         "dqn",
