@@ -6,4 +6,4 @@ and never asks which environment it is in. This room may import `plasticity` and
 """
 
 # The modules that offer `Config` and `Agent`, by the names that users know.
-NAMES = ("beer", "ddpg", "dqn", "ppo", "qrdqn", "rainbow", "sac", "symphony", "td3")
+NAMES = ("beer", "crossq", "ddpg", "dqn", "ppo", "qrdqn", "rainbow", "sac", "symphony", "td3", "td7")

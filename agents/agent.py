@@ -225,17 +225,29 @@ _AT_LEAST_ONE = {
         "updates_per_step",
     ),
     *("target_update_every", "epsilon_decay_steps", "nodes", "episode_limit", "feature_heads"),
-    *("rollout_steps", "epochs", "minibatches", "importance_steps"),
+    *("rollout_steps", "epochs", "minibatches", "importance_steps", "critics"),
+    *("embedding", "checkpoint_episodes"),
 }
-_POSITIVE = {"learning_rate", "adam_epsilon", "initial_temperature", "max_gradient_norm", "noise_std", "clip"}
+_POSITIVE = {
+    "learning_rate",
+    "adam_epsilon",
+    "initial_temperature",
+    "max_gradient_norm",
+    "noise_std",
+    "clip",
+    "smallest_priority",
+}
 _FRACTION = {
     *("discount", "target_rate", "epsilon_start", "epsilon_end", "epsilon_evaluation"),
     *("gae_lambda", "advantage_rate", "first_moment_rate", "second_moment_rate"),
-    *("priority_exponent", "importance_start"),
+    *("priority_exponent", "importance_start", "checkpoint_reset"),
+    "batch_norm_momentum",
 }
 _NOT_NEGATIVE = {
     *("warmup_steps", "exploration_noise", "target_noise", "target_noise_clip", "fall_window", "terminal_lives"),
     *("value_weight", "entropy_weight", "representation_weight", "weight_decay", "bottleneck", "encoder_features"),
+    "renormalise_after",
+    "checkpoint_after",
 }
 
 
@@ -253,5 +265,5 @@ def check_config(config: Any) -> None:
             raise ValueError(f"{name} must be between 0 and 1, got {value}")
         if name in _NOT_NEGATIVE and not value >= 0:
             raise ValueError(f"{name} must not be negative, got {value}")
-        if name == "hidden" and (not value or min(value) < 1):
-            raise ValueError(f"hidden must list at least one layer size of at least 1, got {value}")
+        if name == "hidden" and not value or name in ("hidden", "critic_hidden") and min(value, default=1) < 1:
+            raise ValueError(f"{name} must list at least one layer size of at least 1, got {value}")

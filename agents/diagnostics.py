@@ -34,6 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.agent import Agent, Metrics
+from agents.moments import as_seen
 from agents.plastic import Optimizer
 from agents.population import require_one_seed
 from plasticity.measures import activity, norms, ranks
@@ -68,10 +69,11 @@ class AgentDiagnostics:
     cannot be traced."""
 
     def __init__(self, agent: Agent):
+        self.agent = agent
         self.replay: Any = getattr(agent, "replay", None)
         if self.replay is None:
             raise ValueError("diagnostics need an agent with a replay, from which they take observations")
-        if getattr(agent, "encoder", None) is not None:
+        if getattr(agent, "encoder", None) is not None and not hasattr(agent, "inputs_of"):
             raise ValueError(
                 "diagnostics know networks that read observations; these read what an encoder makes of them"
             )
@@ -107,10 +109,14 @@ class AgentDiagnostics:
         began = time.perf_counter()
         with _drawing_from(self.replay, stream):
             batch = self.replay.sample(SAMPLES, 1.0)
+        obs = as_seen(self.agent, batch.obs)
+        inputs: dict[str, tuple[Tensor, ...]] = {}
+        if hasattr(self.agent, "inputs_of"):  # whose networks read each other's outputs
+            inputs = self.agent.inputs_of(obs, batch.action)  # type: ignore[attr-defined]
         found: dict[str, Metrics] = {}
         masks: list[Tensor] = []
         for name, watched in self.networks.items():
-            seen = _hidden(watched, batch.obs, batch.action)
+            seen = _hidden(watched, inputs[name] if name in inputs else _inputs(watched.network, obs, batch.action))
             units = [activity.dormant(h, TAU).flatten().unsqueeze(0) for h in seen]
             sigma = ranks.singular_values(ranks.feature_matrix(seen[-1]))
             found[name] = {
@@ -130,7 +136,8 @@ class AgentDiagnostics:
         takes_action = "action" in inspect.signature(network.features).parameters
         with _drawing_from(self.replay, stream):
             batch = self.replay.sample(max(RANK_SAMPLES, 2 * watched.structure.hidden[-1].units), 1.0)
-        inputs = (batch.obs, batch.action) if takes_action else (batch.obs,)
+        obs = as_seen(self.agent, batch.obs)
+        inputs = (obs, batch.action) if takes_action else (obs,)
         with evaluating(network):
             parts = [network.features(*part) for part in zip(*(x.split(_AT_A_TIME) for x in inputs), strict=True)]
         return representation_ranks(torch.cat(parts, -2))
@@ -177,11 +184,14 @@ def _optimizer_of(network: nn.Module, optimizers: Sequence[Optimizer]) -> Optimi
     return next((own for own in optimizers if any(p is first for p in own.parameters)), None)
 
 
-def _hidden(watched: _Network, obs: Tensor, action: Tensor) -> list[Tensor]:
+def _inputs(network: nn.Module, obs: Tensor, action: Tensor) -> tuple[Tensor, ...]:
+    return (obs, action) if "action" in inspect.signature(network.forward).parameters else (obs,)
+
+
+def _hidden(watched: _Network, inputs: tuple[Tensor, ...]) -> list[Tensor]:
     """Activations of every hidden layer, [K, B, H, ...]; K: networks side by side, such as twin critics."""
-    takes_action = "action" in inspect.signature(watched.network.forward).parameters
     with activations(watched.network, watched.structure) as seen, evaluating(watched.network):
-        watched.network(*((obs, action) if takes_action else (obs,)))
+        watched.network(*inputs)
     layers = []
     for layer in watched.structure.hidden:
         h = seen[layer.name]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeVar, cast
+from typing import Literal, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,8 @@ class Liftable(nn.Module):
         for name, _ in modules[0].named_parameters(recurse=False):
             values = [module.get_parameter(name).detach() for module in modules]
             whole.register_parameter(name, nn.Parameter(torch.stack(values)))
+        for name, _ in modules[0].named_buffers(recurse=False):
+            whole.register_buffer(name, torch.stack([module.get_buffer(name) for module in modules]))
         for name, _ in modules[0].named_children():
             whole.register_module(name, stack([module.get_submodule(name) for module in modules]))
         return whole
@@ -42,19 +44,33 @@ class StackedLinear(Liftable):
     """K linear layers side by side: [*S, K, B, in] -> [*S, K, B, out].
 
     One batched product instead of K small ones, for twin critics; instead of S K in a population.
+
+    law: of the first weights; uniform in ± 1 / √in, as are the biases, or with biases of 0 orthogonal (Saxe et al.
+    2014) or normal with variance 2 / in (He et al. 2015).
     """
 
     own_axes, inputs_axis = 2, -2  # for plasticity.networks.tracing
 
-    def __init__(self, count: int, inputs: int, outputs: int):
+    def __init__(self, count: int, inputs: int, outputs: int, law: Literal["uniform", "orthogonal", "he"] = "uniform"):
         super().__init__()
+        self.law = law
         self.weight = nn.Parameter(torch.empty(count, inputs, outputs))
         self.bias: nn.Parameter | None = nn.Parameter(torch.empty(count, 1, outputs))
 
     @torch.no_grad()
     def draw_(self, generator: torch.Generator) -> None:
-        """Uniform in ± 1 / √in."""
-        bound = 1 / math.sqrt(self.weight.shape[1])
+        """By the law."""
+        inputs = self.weight.shape[1]
+        if self.law == "orthogonal":
+            for weight in self.weight:
+                nn.init.orthogonal_(weight, generator=generator)
+        elif self.law == "he":
+            self.weight.normal_(0, math.sqrt(2 / inputs), generator=generator)
+        if self.law != "uniform":
+            if self.bias is not None:
+                self.bias.zero_()
+            return
+        bound = 1 / math.sqrt(inputs)
         self.weight.uniform_(-bound, bound, generator=generator)
         if self.bias is not None:
             self.bias.uniform_(-bound, bound, generator=generator)
@@ -178,6 +194,21 @@ class NoisyLinear(Liftable):
         return self.mean(x) + self.deviation(x)
 
 
+class ActionValues(Protocol):
+    """K action-value networks, linear in their features."""
+
+    count: int
+    head: StackedLinear
+
+    def __call__(self, obs: Tensor, action: Tensor) -> Tensor:
+        """obs [*S, B, O], action [*S, B, A] -> values [*S, K, B]."""
+        ...
+
+    def features(self, obs: Tensor, action: Tensor) -> Tensor:
+        """What the head reads: [*S, K, B, D]."""
+        ...
+
+
 def mlp(inputs: int, hidden: Sequence[int], outputs: int, layer_norm: bool) -> nn.Sequential:
     """Linear, [LayerNorm,] ReLU for each hidden size, and a linear head: [B, inputs] -> [B, outputs]."""
     layers: list[nn.Module] = []
@@ -196,6 +227,18 @@ class DeterministicActor(Liftable):
 
     def forward(self, obs: Tensor) -> Tensor:
         return self.net(obs).tanh()
+
+
+def squashed_sample(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """a = tanh(μ + σ ε) and log π(a), with the correction of the tanh (Haarnoja et al. 2018, appendix C, eq. 26).
+
+    mean, log_std and standard normal noise [*S, B, A] -> action [*S, B, A] and its log-probability [*S, B].
+    """
+    before_tanh = mean + log_std.exp() * noise
+    log_normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
+    # log(1 - tanh(u)²) written so that it neither overflows nor loses digits for large |u|
+    log_slope = 2 * (math.log(2) - before_tanh - F.softplus(-2 * before_tanh))
+    return before_tanh.tanh(), (log_normal - log_slope).sum(-1)
 
 
 class NatureCNN(Liftable):

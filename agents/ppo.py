@@ -31,6 +31,7 @@ from agents.agent import (
     parts_state,
     take_pending,
 )
+from agents.moments import Moments, as_seen
 from agents.networks import Liftable, NatureCNN
 from agents.plastic import Plasticity
 from agents.population import common_lead
@@ -189,36 +190,6 @@ def loss(net: ActorCritic, samples: Samples, config: Config) -> tuple[Tensor, Me
     return total, {name: metric.detach() for name, metric in metrics.items()}
 
 
-class Moments:
-    """Running mean and variance over all that was shown (Chan et al. 1979), of each seed: [*S, *shape] each."""
-
-    def __init__(self, lead: Axes, shape: tuple[int, ...], device: torch.device):
-        self.rows_axis = len(lead)
-        self.mean = torch.zeros((*lead, *shape), dtype=torch.float64, device=device)
-        self.variance = torch.ones_like(self.mean)
-        self.count = torch.full((), 1e-4, dtype=torch.float64, device=device)
-
-    def update(self, x: Tensor) -> None:
-        """x [*S, N, *shape]."""
-        x, rows = x.double(), x.shape[self.rows_axis]
-        mean, variance = x.mean(self.rows_axis), x.var(self.rows_axis, correction=0)
-        difference, total = mean - self.mean, self.count + rows
-        squares = self.variance * self.count + variance * rows + difference.square() * self.count * rows / total
-        self.mean = self.mean + difference * rows / total
-        self.variance, self.count = squares / total, total
-
-    def deviation(self) -> Tensor:
-        """[*S, 1, *shape] float32."""
-        return (self.variance + 1e-8).sqrt().float().unsqueeze(self.rows_axis)
-
-    def normalise(self, x: Tensor) -> Tensor:
-        """x [*S, N, *shape] without mean and scale, within ± 10, float32."""
-        return ((x - self.mean.float().unsqueeze(self.rows_axis)) / self.deviation()).clamp(-10, 10)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"mean": self.mean, "variance": self.variance, "count": self.count}
-
-
 class Rollout:
     """What happened since the last round of updates: tensors [*S, T, N, ...], filled one step at a time."""
 
@@ -264,7 +235,9 @@ class Agent:
         self.optimizer = make.optimizer(self.net, config.learning_rate, epsilon=config.adam_epsilon)
         images = observation_spec.dtype == torch.uint8
         self.observation_moments = (
-            Moments(self.lead, observation_spec.shape, device) if config.normalise_observations and not images else None
+            Moments(self.lead, observation_spec.shape, device, limit=10)
+            if config.normalise_observations and not images
+            else None
         )
         self.return_moments = Moments(self.lead, (), device) if config.normalise_rewards else None
         self.discounted_return = torch.zeros(*self.lead, num_envs, device=device)
@@ -283,11 +256,11 @@ class Agent:
     @torch.no_grad()
     def act(self, obs: Tensor, explore: bool) -> Tensor:
         if not explore:
-            outputs, _ = self.net(self._normalised(obs))
+            outputs, _ = self.net(as_seen(self, obs))
             return outputs.argmax(-1) if self.scale is None else self.scale.to_environment(outputs.clamp(-1, 1))
         if self.observation_moments is not None:
             self.observation_moments.update(obs)
-        obs = self._normalised(obs)
+        obs = as_seen(self, obs)
         outputs, value = self.net(obs)
         if self.scale is None:  # by the Gumbel-max trick
             uniform = self.exploration.uniform(*outputs.shape[-2:])
@@ -305,7 +278,7 @@ class Agent:
         rollout, ended = self.rollout, step.terminated | step.truncated
         entries = {
             "obs": obs,
-            "final_obs": self._normalised(step.final_obs),
+            "final_obs": as_seen(self, step.final_obs),
             "action": action,
             "log_probability": log,
             "value": value,
@@ -318,9 +291,6 @@ class Agent:
         self.pending = None
         self.at += 1
         self.steps += self.num_envs
-
-    def _normalised(self, obs: Tensor) -> Tensor:
-        return obs if self.observation_moments is None else self.observation_moments.normalise(obs)
 
     def _scaled(self, reward: Tensor, ended: Tensor) -> Tensor:
         if self.return_moments is None:

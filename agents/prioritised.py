@@ -133,6 +133,10 @@ class PrioritisedReplay(Replay):
         self.largest = torch.maximum(self.largest, priorities.amax(-1))
         self.tree.set(self.drawn, priorities)
 
+    def forget_largest(self) -> None:
+        """From now on the largest priority is that of the transitions that are there."""
+        self.largest = self.tree.levels[-1].amax((-2, -1))
+
     def state_dict(self, seed: int = 0) -> dict[str, Any]:
         """As of the ring, with its priorities."""
         priorities = [level[seed].clone() for level in self.tree.levels]

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from agents.networks import Critics, Liftable, StackedLinear
+from agents.networks import ActionValues, Liftable, StackedLinear
 from agents.replay import Batch
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -104,7 +104,7 @@ def penalty(
 
 def critic_penalty(
     kind: Kind,
-    critics: Critics,
+    critics: ActionValues,
     batch: Batch,
     next_action: Tensor,
     target_next: Tensor,
@@ -128,7 +128,7 @@ def needed_gradients(kind: Kind) -> torch.set_grad_enabled:
     return torch.set_grad_enabled(kind == "dr3" and torch.is_grad_enabled())
 
 
-def head_norm(critics: Critics) -> Tensor:
+def head_norm(critics: ActionValues) -> Tensor:
     """‖w‖ of each critic's head, without its bias, [*S, K, 1]."""
     return torch.linalg.vector_norm(critics.head.weight.detach(), dim=-2)
 

@@ -8,6 +8,7 @@
 
 The log-probability includes the correction of the tanh (appendix C). log σ is squashed into [-5, 2] as CleanRL and
 pytorch_sac do. One optimiser step of critics, actor and temperature each; α's gradient is taken with respect to log α.
+Actor and critics are multilayer perceptrons, or the residual networks of SimBa (`agents.simba`).
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
+from agents import simba
 from agents.agent import (
     ActionScale,
     Metrics,
@@ -37,7 +38,8 @@ from agents.agent import (
     take_pending,
     updates_due,
 )
-from agents.networks import Critics, Liftable, mlp
+from agents.moments import Moments, as_seen
+from agents.networks import ActionValues, Critics, Liftable, mlp, squashed_sample
 from agents.plastic import Plasticity
 from agents.population import common_lead
 from agents.replay import Batch, Replay
@@ -56,6 +58,8 @@ class Config:
     """γ"""
     learning_rate: float = 3e-4
     """of Adam, for actor, critics and temperature"""
+    weight_decay: float = 0.0
+    """of AdamW, for actor and critics"""
     batch_size: int = 256
     target_rate: float = 0.005
     """τ, Polyak rate of the target critics"""
@@ -73,9 +77,20 @@ class Config:
     """length of multi-step returns; intermediate entropies are left out"""
     update_every: int = 1
     """environment steps for each gradient step"""
+    normalise_observations: bool = False
+    """by running mean and variance of what was seen in training"""
+    critics: int = 2
+    """how many, of which the least value counts"""
+    architecture: Literal["mlp", "simba"] = "mlp"
+    """of actor and critics"""
     hidden: tuple[int, ...] = (256, 256)
+    """layers of the actor; of SimBa's, residual blocks"""
+    critic_hidden: tuple[int, ...] = ()
+    """the same of each critic; none: as the actor"""
     layer_norm: bool = False
-    """LayerNorm before every ReLU of actor and critics (ours)"""
+    """LayerNorm before every ReLU of multilayer perceptrons (ours)"""
+    log_std_min: float = LOG_STD_MIN
+    """lower end of log σ"""
     representation: Kind = "none"
     """penalty on the critics' features"""
     representation_weight: float = 1e-3
@@ -83,40 +98,52 @@ class Config:
 
     def __post_init__(self) -> None:
         check_config(self)
+        if self.architecture == "simba" and self.layer_norm:
+            raise ValueError("layer_norm is for multilayer perceptrons; SimBa's networks have LayerNorm already")
 
 
 class StochasticActor(Liftable):
-    """Tanh-squashed Gaussian policy."""
+    """Tanh-squashed Gaussian policy. net: gives means and log standard deviations before both are squashed."""
 
-    def __init__(self, observations: int, actions: int, hidden: tuple[int, ...], layer_norm: bool):
+    def __init__(self, net: nn.Module, log_std_min: float = LOG_STD_MIN):
         super().__init__()
-        self.net = mlp(observations, hidden, 2 * actions, layer_norm)
+        self.net, self.log_std_min = net, log_std_min
 
     def distribution(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """obs [*S, B, O] -> mean and log standard deviation before the tanh, [*S, B, A] each."""
         mean, log_std = self.net(obs).chunk(2, -1)
-        return mean, LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (log_std.tanh() + 1)
+        return mean, self.log_std_min + 0.5 * (LOG_STD_MAX - self.log_std_min) * (log_std.tanh() + 1)
 
     def forward(self, obs: Tensor) -> Tensor:
         """The most probable action before the tanh, squashed: obs [*S, B, O] -> [*S, B, A]."""
         return self.distribution(obs)[0].tanh()
 
     def sample(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Appendix C, eq. 26.
+        """obs [*S, B, O], standard normal noise [*S, B, A] -> action [*S, B, A] and its log-probability [*S, B]."""
+        return squashed_sample(*self.distribution(obs), noise)
 
-        obs [*S, B, O], standard normal noise [*S, B, A] -> action [*S, B, A] and its log-probability [*S, B].
-        """
-        mean, log_std = self.distribution(obs)
-        before_tanh = mean + log_std.exp() * noise
-        log_normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
-        # log(1 - tanh(u)²) written so that it neither overflows nor loses digits for large |u|
-        log_slope = 2 * (math.log(2) - before_tanh - F.softplus(-2 * before_tanh))
-        return before_tanh.tanh(), (log_normal - log_slope).sum(-1)
+
+def make_actor(observations: int, actions: int, config: Config) -> StochasticActor:
+    """The policy's network."""
+    net = (
+        simba.Network(observations, config.hidden, 2 * actions)
+        if config.architecture == "simba"
+        else mlp(observations, config.hidden, 2 * actions, config.layer_norm)
+    )
+    return StochasticActor(net, config.log_std_min)
+
+
+def make_critics(observations: int, actions: int, config: Config) -> Critics | simba.ResidualCritics:
+    """The networks of Q."""
+    hidden = config.critic_hidden or config.hidden
+    if config.architecture == "simba":
+        return simba.ResidualCritics(config.critics, observations, actions, hidden)
+    return Critics(config.critics, observations, actions, hidden, config.layer_norm)
 
 
 @torch.no_grad()
 def td_target(
-    actor: StochasticActor, target_critics: Critics, log_temperature: Tensor, batch: Batch, noise: Tensor
+    actor: StochasticActor, target_critics: ActionValues, log_temperature: Tensor, batch: Batch, noise: Tensor
 ) -> Tensor:
     """r + γ (1 - terminated) (min_i Q'_i(s', a') - α log π(a'|s')), [*S, B]. Equations 3 and 5. noise [*S, B, A]."""
     action, log_probability = actor.sample(batch.next_obs, noise)
@@ -124,7 +151,7 @@ def td_target(
     return batch.reward + batch.discount * ~batch.terminated * value
 
 
-def critic_loss(critics: Critics, batch: Batch, target: Tensor) -> tuple[Tensor, Metrics]:
+def critic_loss(critics: ActionValues, batch: Batch, target: Tensor) -> tuple[Tensor, Metrics]:
     """Half the mean squared TD error, summed over the critics. Equation 5. target [*S, B]."""
     value = critics(batch.obs, batch.action)
     assert value.shape == (*target.shape[:-1], critics.count, target.shape[-1]), value.shape
@@ -133,7 +160,7 @@ def critic_loss(critics: Critics, batch: Batch, target: Tensor) -> tuple[Tensor,
 
 
 def actor_loss(
-    actor: StochasticActor, critics: Critics, log_temperature: Tensor, batch: Batch, noise: Tensor
+    actor: StochasticActor, critics: ActionValues, log_temperature: Tensor, batch: Batch, noise: Tensor
 ) -> tuple[Tensor, Metrics]:
     """mean α log π(a|s) - min_i Q_i(s, a). Equation 7. noise [*S, B, A]. Its metrics include the entropy, [*S] each."""
     action, log_probability = actor.sample(batch.obs, noise)
@@ -169,17 +196,18 @@ class Agent:
         self.exploration, self.noise = streams["exploration"], streams["update"]
         self.scale = ActionScale(action_spec, device)
         self.action_size = action_spec.size
-        sizes = observations, self.action_size, config.hidden, config.layer_norm
-        self.actor = make.network(lambda: StochasticActor(*sizes), streams["initialisation"])
-        self.critics = make.network(lambda: Critics(2, *sizes), streams["initialisation"])
+        sizes = observations, self.action_size, config
+        self.actor = make.network(lambda: make_actor(*sizes), streams["initialisation"])
+        self.critics = make.network(lambda: make_critics(*sizes), streams["initialisation"])
         self.target_critics = copy.deepcopy(self.critics)
         self.target_parameters: list[Tensor] = list(self.target_critics.parameters())
         self.log_temperature = torch.full(
             self.lead, math.log(config.initial_temperature), device=device, requires_grad=True
         )
         self.target_entropy = config.target_entropy_per_action * self.action_size
-        self.actor_optimizer = make.optimizer(self.actor, config.learning_rate)
-        self.critic_optimizer = make.optimizer(self.critics, config.learning_rate, target=self.target_critics)
+        rate, decay = config.learning_rate, config.weight_decay
+        self.actor_optimizer = make.optimizer(self.actor, rate, weight_decay=decay)
+        self.critic_optimizer = make.optimizer(self.critics, rate, self.target_critics, weight_decay=decay)
         self.temperature_optimizer = make.scheduled(Adam([self.log_temperature], config.learning_rate))
         self.replay = Replay(
             config.replay_capacity,
@@ -189,6 +217,9 @@ class Agent:
             device,
             streams["sampling"],
             fading=config.replay == "fading",
+        )
+        self.observation_moments = (
+            Moments(self.lead, observation_spec.shape, device) if config.normalise_observations else None
         )
         self.steps = self.updates = 0
         self.pending: tuple[Tensor, Tensor] | None = None  # obs and action that wait for their outcome
@@ -200,18 +231,21 @@ class Agent:
     @torch.no_grad()
     def act(self, obs: Tensor, explore: bool) -> Tensor:
         if not explore:
-            return self.scale.to_environment(self.actor(obs))
+            return self.scale.to_environment(self.actor(as_seen(self, obs)))
+        if self.observation_moments is not None:
+            self.observation_moments.update(obs)
         shape = (obs.shape[-2], self.action_size)
         if self.steps < self.config.warmup_steps:
             action = self.exploration.uniform(*shape) * 2 - 1
         else:
             noise = self.exploration.normal(*shape)
-            action, _ = self.actor.sample(obs, noise)
+            action, _ = self.actor.sample(as_seen(self, obs), noise)
         self.pending = obs, action
         return self.scale.to_environment(action)
 
     @torch.no_grad()
     def value(self, obs: Tensor) -> Tensor:
+        obs = as_seen(self, obs)
         return self.critics(obs, self.actor(obs)).mean(-2)
 
     def observe(self, step: Step) -> None:
@@ -230,6 +264,9 @@ class Agent:
     def _update_once(self) -> Metrics:
         config = self.config
         batch = self.replay.sample(config.batch_size, config.discount, config.n_step)
+        if config.normalise_observations:
+            seen = {"obs": as_seen(self, batch.obs), "next_obs": as_seen(self, batch.next_obs)}
+            batch = dataclasses.replace(batch, **seen)
         noise, next_noise = self.noise.normal(2, config.batch_size, self.action_size).unbind(-3)
         target = self.td_target(self.actor, self.target_critics, self.log_temperature, batch, next_noise)
         loss, metrics = self.critic_loss(self.critics, batch, target)
@@ -266,6 +303,7 @@ class Agent:
             "replay": self.replay,
             "exploration": self.exploration,
             "noise": self.noise,
+            **({} if self.observation_moments is None else {"observation_moments": self.observation_moments}),
         }
 
     def state_dict(self, seed: int = 0) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import agents
+from agents import simba
 from envs import ObservationSpec
 from runs.errors import nearest
 
@@ -76,6 +77,22 @@ _PPO_ATARI: dict[str, Any] = {
 }
 # What NaP's paper builds on: Rainbow of DQN Zoo (specs/nap-and-plasticity.md, section 1.8).
 _NAP_RAINBOW: dict[str, Any] = {"noise_scale": 0.1, "adam_epsilon": 0.005 / 32}
+# SAC with SimBa's networks, for tasks of 1000 steps that do not terminate, as those of the control suite; where tasks
+# do, its authors take the smaller of two critics (`--critics 2`).
+_SIMBA: dict[str, Any] = {
+    "architecture": "simba",
+    "hidden": (128,),
+    "critic_hidden": (512, 512),
+    "critics": 1,
+    "normalise_observations": True,
+    "learning_rate": 1e-4,
+    "weight_decay": 1e-2,
+    "initial_temperature": 0.01,
+    "target_entropy_per_action": -0.5,
+    "log_std_min": -10.0,
+    "discount": simba.discount(1_000),
+}
+
 # What differs from the agent's defaults. "small" fits two cores and minutes.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "beer": {
@@ -84,6 +101,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "infer": {"representation": "infer", "representation_weight": 0.1},
         "small": {"warmup_steps": 1_000, "replay_capacity": 100_000},
     },
+    # Critics of 2048 units take seconds for hundreds of steps on two cores.
+    "crossq": {"small": {"warmup_steps": 1_000, "replay_capacity": 100_000, "critic_hidden": (256, 256)}},
     "ddpg": {
         "dmc": {"warmup_steps": 1_000, "n_step": 3, "exploration_noise": 0.3},
         "small": {"warmup_steps": 1_000, "replay_capacity": 100_000},
@@ -140,6 +159,14 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "nap-dmc": {},
         "nap-dmc-sequence": {},
         "small": {"warmup_steps": 1_000, "replay_capacity": 100_000},
+        "simba": _SIMBA,
+        "simba-small": {
+            **_SIMBA,
+            "warmup_steps": 1_000,
+            "replay_capacity": 100_000,
+            "hidden": (64,),
+            "critic_hidden": (128, 128),
+        },
     },
     "symphony": {
         # specs/symphony.md, section 11: the four of the paper; "s3" are the defaults.
@@ -189,6 +216,14 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         # returns of DrQ-v2 and MR.Q, the exploration of D4PG. docs/results/first-run.md compares.
         "dmc": {"warmup_steps": 1_000, "n_step": 3, "exploration_noise": 0.3},
         "small": {"warmup_steps": 1_000, "replay_capacity": 100_000},
+    },
+    "td7": {
+        "small": {
+            "warmup_steps": 1_000,
+            "replay_capacity": 100_000,
+            "embedding": 64,
+            "hidden": (64, 64),
+        }
     },
     "dqn": {
         # The defaults: CleanRL's Atari settings.

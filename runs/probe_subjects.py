@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from agents.agent import Agent
+from agents.crossq import Actor as CrossQActor
+from agents.moments import as_seen
 from agents.networks import DeterministicActor, Liftable
 from agents.ppo import ActorCritic
 from agents.ppo import Agent as PPO
@@ -218,14 +220,14 @@ def _visited(agent: Agent, runner: Runner, count: int) -> tuple[Tensor, Tensor]:
     replay: Any = getattr(agent, "replay", None)
     if replay is not None and agent.updates > 0:
         batch = replay.sample(count, 1.0)
-        return _distinct_pairs(batch.obs, batch.action)
+        return _distinct_pairs(as_seen(agent, batch.obs), batch.action)
     if isinstance(agent, PPO) and agent.updates > 0:
         pairs = (tensor.flatten(0, 1)[:count] for tensor in (agent.rollout.obs, agent.rollout.action))
         return _distinct_pairs(*pairs)
     obs, seen, taken = runner.reset(), [], []
     for _ in range(count):
         action = agent.act(obs, explore=False)
-        seen.append(obs.clone())
+        seen.append(as_seen(agent, obs).clone())
         taken.append(action.clone())
         obs = runner.step(action).obs
     return torch.cat(seen), torch.cat(taken)
@@ -253,9 +255,9 @@ def _networks(agent: Agent, obs: Tensor, action: Tensor) -> dict[str, tuple[nn.M
         taken = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
         if isinstance(network, DeterministicActor | StochasticActor):
             found[name] = network.net, obs
-        elif isinstance(network, SymphonyActor | ActorCritic):
+        elif isinstance(network, SymphonyActor | CrossQActor | ActorCritic):
             found[name] = OutputsOfActor(network), obs
-        elif taken == ["obs", "action"] and obs.dim() == 2 and action.dim() == 2:
+        elif taken == ["obs", "action"] and hasattr(network, "count") and obs.dim() == 2 and action.dim() == 2:
             found[name] = ValuesOfPairs(network, obs.shape[1]), torch.cat([obs, action], 1)
         elif len(taken) == 1:
             found[name] = network, obs

@@ -49,11 +49,17 @@ class HareTortoise(Intervention):
     @staticmethod
     def _fast(learner: Learner) -> dict[str, Tensor]:
         weights = {name: learner.parameter(name) for name, _ in learner.network.named_parameters()}
-        buffers = learner.network.named_buffers()
-        return weights | {name: t if learner.members is not None else t.unsqueeze(0) for name, t in buffers}
+        return weights | {name: _by_member(t, learner.members) for name, t in learner.network.named_buffers()}
 
     def state_dict(self) -> dict[str, Any]:
         return {"slow": self.slow}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         copy_values(self.slow, state["slow"])
+
+
+def _by_member(buffer: Tensor, members: int | None) -> Tensor:
+    """[K, *shape], also where members stand in two axes, as those of twin critics in a population do."""
+    if members is None:
+        return buffer.unsqueeze(0)
+    return buffer if len(buffer) == members else buffer.flatten(0, 1)

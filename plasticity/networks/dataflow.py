@@ -172,7 +172,7 @@ class Dataflow:
         if tracing.is_normaliser(module):
             gain, offset = self._name(getattr(module, "weight", None)), self._name(getattr(module, "bias", None))
             flow = replace(inputs[0], other=inputs[0].other or getattr(module, "keeps_scale", False))
-            return self._normalise(name, gain, offset, flow, "BatchNorm" in type(module).__name__)
+            return self._normalise(name, gain, offset, flow, tracing.is_batch_normaliser(module))
         if isinstance(module, tracing.PASSING):
             return replace(inputs[0], reshaped=inputs[0].reshaped or "Flatten" in type(module).__name__)
         if isinstance(module, nn.MultiheadAttention):

@@ -112,6 +112,7 @@ def plan(
     parameters = dict(network.named_parameters())
     _check_ties(network)
     if strict:
+        _check_batch_normalisers(network)
         _check_normalised(structure, joint_biases)
     found = [part for group in structure.normalised for part in _parts(group, streams, structure.tables)]
     taken = {name for names, *_ in found for name in names}
@@ -158,6 +159,19 @@ def _check_ties(network: nn.Module) -> None:
             raise ValueError(f"'{names[id(parameter)]}' and '{name}' are one tensor; NaP needs weights of their own")
 
 
+_BATCH_NORMALISED = (
+    "'{}' is a BatchNorm, whose statistics tie samples to each other and to the past; "
+    "NaP needs one per sample: convert(network, replace_batch_norm=True) puts GroupNorm(1) there"
+)
+
+
+def _check_batch_normalisers(network: nn.Module) -> None:
+    """Raises ValueError also for one that no weights reach without a nonlinearity between."""
+    for name, module in network.named_modules():
+        if tracing.is_batch_normaliser(module):
+            raise ValueError(_BATCH_NORMALISED.format(name))
+
+
 def _check_normalised(structure: Structure, joint_biases: bool) -> None:
     normalised = {name for group in structure.normalised for name in group.weights}
     for layer in structure.hidden:
@@ -169,10 +183,7 @@ def _check_normalised(structure: Structure, joint_biases: bool) -> None:
             )
     for group in structure.normalised:
         if group.batch:
-            raise ValueError(
-                f"'{group.normalisers[0]}' is a BatchNorm, whose statistics tie samples to each other and to the past; "
-                "NaP needs one per sample: convert(network, replace_batch_norm=True) puts GroupNorm(1) there"
-            )
+            raise ValueError(_BATCH_NORMALISED.format(group.normalisers[0]))
         if group.biases and not joint_biases:
             raise ValueError(
                 f"the bias '{group.biases[0]}' in front of '{group.normalisers[0]}' breaks scale invariance; remove it "

@@ -102,6 +102,11 @@ def is_normaliser(module: nn.Module) -> bool:
     return isinstance(module, NORMALISERS) or getattr(module, "normaliser", False)
 
 
+def is_batch_normaliser(module: nn.Module) -> bool:
+    """Its statistics are those of a batch. A module of one's own is one if it has a true `normalises_batch`."""
+    return "BatchNorm" in type(module).__name__ or getattr(module, "normalises_batch", False)
+
+
 _AXES: dict[type[nn.Module], int] = {
     nn.Linear: 2, nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5, nn.Embedding: 2, nn.GroupNorm: 1,
     stacked.StackedLinear: 2, stacked.StackedConv2d: 4, stacked.StackedGroupNorm: 1,

@@ -17,13 +17,15 @@ FRAMES = ObservationSpec((4, 36, 36), torch.uint8, stacked_frames=4)
 BOX = ContinuousActionSpec(np.array([-2.0, 0.0], np.float32), np.array([2.0, 1.0], np.float32))
 BUTTONS = DiscreteActionSpec(3)
 CPU = torch.device("cpu")
-# Hyper-parameters that all agents have, and what makes each agent take one gradient step for each step.
+# Hyper-parameters that all agents have, and what makes each agent small and take one gradient step for each step.
 SMALL = {"warmup_steps": 8, "replay_capacity": 200, "batch_size": 16, "hidden": (16, 16)}
 ONE_UPDATE_A_STEP = {
+    "crossq": {"critic_hidden": (16, 16)},
     "dqn": {"update_every": 1},
     "qrdqn": {"update_every": 1, "quantiles": 9},
     "rainbow": {"update_every": 1},
     "symphony": {"updates_per_step": 1, "nodes": 4},
+    "td7": {"checkpoints": False, "embedding": 8, "target_update_every": 5},
 }
 # Agents with discrete actions, which value all of them by one network, `net`.
 VALUING_ACTIONS = ("dqn", "qrdqn", "rainbow")
@@ -42,7 +44,11 @@ SAYA = {
 # Agents whose options are those of TD3: n-step returns, LayerNorm, a replay apart from the warm-up.
 OPTIONED = ("beer", "ddpg", *VALUING_ACTIONS, "sac", "td3")
 # Agents that learn from a replay, after a warm-up.
-REPLAYING = (*OPTIONED, "symphony")
+REPLAYING = (*OPTIONED, "crossq", "symphony")
+# And those whose seeds are no population.
+ANY_REPLAYING = (*REPLAYING, "td7")
+# Those whose networks NaP takes.
+TAKING_NAP = tuple(name for name in REPLAYING if name != "crossq")
 
 
 def stream(seed: int | Sequence[int] = 0, device: torch.device = CPU) -> RandomStream:

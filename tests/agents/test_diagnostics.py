@@ -13,7 +13,7 @@ from agents.plastic import Plasticity
 from envs import Step
 from plasticity.nap import NaP
 from plasticity.networks import projection
-from tests.agents.fakes import FRAMES, REPLAYING, VALUING_ACTIONS, fake_gradients, make_step, stream
+from tests.agents.fakes import ANY_REPLAYING, FRAMES, VALUING_ACTIONS, fake_gradients, make_step, stream
 from tests.agents.test_plastic import build, live, networks
 
 RANKS = ("feature_rank", "srank", "effective_rank", "dead_fraction", "samples", "features")
@@ -28,12 +28,13 @@ def measured(agent, diagnostics, steps=10):
     return found
 
 
-@pytest.mark.parametrize("name", REPLAYING)
+@pytest.mark.parametrize("name", ANY_REPLAYING)
 def test_every_network_of_an_agent(name):
     agent = build(name)
     live(agent, 20)
     found = measured(agent, AgentDiagnostics(agent))
     each = [] if name in VALUING_ACTIONS else ["actor", "critic" if name in ("beer", "ddpg") else "critics"]
+    each += ["encoder"] if name == "td7" else []
     expected = [f"plasticity/{what}{part}" for what in WHOLE for part in ["", *(f"/{network}" for network in each)]]
     ranks = [f"representation/{what}" for what in RANKS] if name in ("beer", "dqn", "sac", "td3") else []
     assert sorted(found) == sorted([*expected, *ranks, "speed/diagnostics_seconds"])
@@ -42,7 +43,7 @@ def test_every_network_of_an_agent(name):
     assert found["plasticity/gradient_norm"] > 0
 
 
-@pytest.mark.parametrize("name", REPLAYING)
+@pytest.mark.parametrize("name", ANY_REPLAYING)
 def test_an_agent_goes_the_same_way_with_and_without(name):
     plain, watched = build(name), build(name)
     diagnostics = AgentDiagnostics(watched)
@@ -172,7 +173,7 @@ def test_a_population_is_refused():
         AgentDiagnostics(build("td3", seeds=(0, 1)))
 
 
-@pytest.mark.parametrize("name", REPLAYING)
+@pytest.mark.parametrize("name", ANY_REPLAYING)
 def test_nothing_waits_for_a_gpu_but_the_ranks(name, monkeypatch):
     """See test_every_agent. The decomposition behind the ranks is made by the device's library, which may wait."""
     device = torch.device("cuda")

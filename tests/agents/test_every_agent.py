@@ -23,6 +23,9 @@ from tests.agents.fakes import BOX, BUTTONS, CPU, FRAMES, VECTOR, fake_gradients
 # Small values of hyper-parameters, for whichever of them an agent has.
 SMALL: dict[str, Any] = {
     "batch_size": 16,
+    "checkpoints": False,  # wait to see the end of an episode
+    "critic_hidden": (16, 16),
+    "embedding": 8,
     "epochs": 1,
     "hidden": (16, 16),
     "minibatches": 2,
@@ -30,6 +33,7 @@ SMALL: dict[str, Any] = {
     "nodes": 4,
     "replay_capacity": 200,
     "rollout_steps": 5,
+    "target_update_every": 2,
     "update_every": 1,
     "updates_per_step": 1,
     "warmup_steps": 8,

@@ -26,6 +26,7 @@ from tests.agents.fakes import (
     ONE_UPDATE_A_STEP,
     REPLAYING,
     SMALL,
+    TAKING_NAP,
     VALUING_ACTIONS,
     VECTOR,
     fake_gradients,
@@ -79,7 +80,7 @@ def online_norms(agent):
 
 
 @pytest.mark.parametrize("seeds", [0, (0, 1, 2)])
-@pytest.mark.parametrize("name", REPLAYING)
+@pytest.mark.parametrize("name", TAKING_NAP)
 def test_hidden_weights_of_every_network_keep_their_norms(name, seeds):
     agent = build(name, Plasticity(lambda: [NaP()]), seeds=seeds, learning_rate=0.01)
     assert len(optimizers(agent)) == (1 if name in VALUING_ACTIONS else 2)
@@ -115,7 +116,7 @@ def test_without_interventions_an_agent_is_the_plain_one(name):
 
 
 @pytest.mark.parametrize("seeds", [0, (0, 1)])
-@pytest.mark.parametrize("name", REPLAYING)
+@pytest.mark.parametrize("name", TAKING_NAP)
 def test_resumed_exactly(name, seeds):
     def make():
         return build(name, Plasticity(lambda: [NaP(project_every=3)], Linear(40)), seeds=seeds, learning_rate=0.01)
@@ -186,7 +187,7 @@ def test_images():
     assert len(agent.optimizer.interventions[0].groups) == 4
 
 
-@pytest.mark.parametrize("name", REPLAYING)
+@pytest.mark.parametrize("name", TAKING_NAP)
 def test_update_does_not_wait_for_a_gpu(name, monkeypatch):
     """See test_every_agent: gradients are stood in for; planning reads the radii once, which is left out here."""
     device = torch.device("cuda")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from agents import ddpg, dqn, sac, td3
-from agents.networks import Critics, initialise_
+from agents.networks import Critics, initialise_, mlp
 from agents.replay import Batch
 
 
@@ -118,7 +118,7 @@ def test_sac_actor_loss_and_temperature_loss():
 @pytest.mark.parametrize("seed", range(3))
 def test_sac_density_integrates_to_one(seed):
     """exp(log π(a)) over a in (-1, 1) by the trapezoidal rule, for one action dimension."""
-    actor = sac.StochasticActor(2, 1, (8,), layer_norm=False).double()
+    actor = sac.StochasticActor(mlp(2, (8,), 2, layer_norm=False)).double()
     initialise_(actor, torch.Generator().manual_seed(seed))
     obs = torch.randn(1, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     noise = torch.linspace(-9, 9, 20_001, dtype=torch.float64)[:, None]
@@ -127,7 +127,7 @@ def test_sac_density_integrates_to_one(seed):
 
 
 def test_sac_log_probability_is_finite_for_saturated_actions():
-    actor = sac.StochasticActor(1, 1, (4,), layer_norm=False)
+    actor = sac.StochasticActor(mlp(1, (4,), 2, layer_norm=False))
     with torch.no_grad():
         actor.net[-1].bias.copy_(torch.tensor([40.0, 5.0]))  # mean 40, log std at its upper end
         actor.net[-1].weight.zero_()

@@ -13,9 +13,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from agents import ppo
+from agents.moments import Moments
 from agents.networks import initialise_
 from agents.plastic import Plasticity
-from agents.ppo import Agent, Config, Moments, Samples
+from agents.ppo import Agent, Config, Samples
 from envs import Step
 from plasticity import registry
 from runs.catalogue import preset_config
@@ -169,7 +170,7 @@ def test_weights_begin_orthogonal():
 
 def test_moments_are_those_of_everything_shown():
     data = 3 + 2 * torch.randn(3, 50, 4, 2, generator=torch.Generator().manual_seed(0))
-    moments = Moments((3,), (2,), CPU)
+    moments = Moments((3,), (2,), CPU, limit=10)
     for part in data.unbind(1):
         moments.update(part)
     everything = data.flatten(1, 2)

@@ -33,6 +33,21 @@ RUNS = {
     "ddpg mujoco": ("ddpg", "mujoco/HalfCheetah-v5", ["--eval-episodes", "1", "--n-step", "3"]),
     "sac mujoco, dying": ("sac", "mujoco/Hopper-v5", [*SHORT, "--num-envs", "3"]),
     "td3 mujoco in the background": ("td3", "mujoco/Hopper-v5", [*SHORT, "--overlap", "--layer-norm"]),
+    "crossq, renormalising, two environments": (
+        "crossq",
+        "gym/Pendulum-v1",
+        [*SHORT, "--num-envs", "2", "--critic-hidden", "8", "8", "--renormalise-after", "20"],
+    ),
+    "td7, judging policies": (
+        "td7",
+        "mujoco/Hopper-v5",
+        [*SHORT, "--embedding", "8", "--target-update-every", "10", "--checkpoint-after", "40"],
+    ),
+    "sac with SimBa": (
+        "sac",
+        "gym/Pendulum-v1",
+        [*SHORT, "--preset", "simba", "--critic-hidden", "8", "8", "--replay-capacity", "50"],
+    ),
     "sac dmc native": ("sac", "dmc/cartpole-swingup", ["--eval-episodes", "1", "--replay-capacity", "60"]),
     "td3 dmc of the library": ("td3", "dmc/acrobot-swingup", ["--eval-episodes", "1"]),
     "dqn gym": ("dqn", "gym/CartPole-v1", [*SHORT, "--num-envs", "2", "--epsilon-evaluation", "0.5"]),
