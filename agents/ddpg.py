@@ -169,6 +169,11 @@ class Agent:
             metrics = metrics | self._update_once()
         return metrics
 
+    @property
+    def update_variant(self) -> bool:
+        """Of the next update, see `agents.graphs`: whether the actor and the targets move with it."""
+        return (self.updates + 1) % self.config.policy_delay == 0
+
     def _update_once(self) -> Metrics:
         config = self.config
         batch = self.replay.sample(config.batch_size, config.discount, config.n_step)

@@ -228,6 +228,11 @@ class Plasticity:
                 optimizer.learning_rate = rate * factor
 
     @property
+    def is_constant(self) -> bool:
+        """Whether all updates are alike: no interventions, and learning rates that stay as they are."""
+        return isinstance(self._schedule, Constant) and not any(made for made, *_ in self._made.values())
+
+    @property
     def uses_boundaries(self) -> bool:
         """Whether an intervention acts where the task changes."""
         return any(intervention.uses_boundaries for made, *_ in self._made.values() for intervention in made)

@@ -261,6 +261,11 @@ class Agent:
             metrics = metrics | self._update_once()
         return metrics
 
+    @property
+    def update_variant(self) -> str:
+        """Of the next update, see `agents.graphs`: all are alike."""
+        return "every"
+
     def _update_once(self) -> Metrics:
         config = self.config
         batch = self.replay.sample(config.batch_size, config.discount, config.n_step)

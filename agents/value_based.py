@@ -143,6 +143,11 @@ class ValueBased:
             lerp_(self.target_parameters, self.optimizer.parameters, 1.0)
         return metrics
 
+    @property
+    def update_variant(self) -> str | None:
+        """Of the next update, see `agents.graphs`: all are alike, unless priorities count more and more."""
+        return None if isinstance(self.replay, PrioritisedReplay) else "every"
+
     def _update_once(self) -> Metrics:
         config, replay = self.config, self.replay
         batch = replay.sample(config.batch_size, config.discount, config.n_step)

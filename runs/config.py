@@ -39,6 +39,7 @@ class RunConfig:
     compiled: bool
     overlap: bool = False
     bf16: bool = False
+    cuda_graphs: bool = False
     tensorboard: bool
     diagnostics_every: int | None = None
     """steps between measurements of the networks' plasticity"""

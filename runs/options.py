@@ -66,6 +66,8 @@ class TrainOptions:
     """simulate while the networks learn; an update then misses the newest step"""
     bf16: bool = False
     """bfloat16 products in gradient steps: faster, fewer digits (docs/results/speed.md)"""
+    cuda_graphs: bool = False
+    """replay gradient steps as CUDA graphs where that is possible"""
     with_: Annotated[str, tyro.conf.arg(name="with")] = "none"
     """keeps the networks able to learn, joined by +: nap, layernorm, rmsnorm, l2, l2-init"""
     lr_schedule: Literal["constant", "linear", "cosine", "cosine-restart"] = "constant"

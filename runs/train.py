@@ -165,6 +165,7 @@ def _run_config(
         compiled=options.compile,
         overlap=options.overlap,
         bf16=options.bf16,
+        cuda_graphs=options.cuda_graphs,
         tensorboard=options.tensorboard,
         histograms=options.histograms,
         film=options.film,

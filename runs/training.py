@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 import envs
 from agents.agent import Agent, Metrics
 from agents.diagnostics import AgentDiagnostics
+from agents.graphs import graph_updates
 from agents.population import of_seed
 from envs import Runner, Step
 from envs.overlap import InBackground
@@ -179,6 +181,8 @@ class Training:
         self.runners = SideBySide([self._new_runner(seed) for seed in seeds], self.lead)
         self.streams = spawn_streams(self.seeds if self.lead else self.seeds[0], self.device)
         self.agent = build_agent(config, self.runners.runners[0], self.device, self.streams)
+        if config.cuda_graphs:
+            graph_updates(self.agent, self.streams, self.device, self._tell_user)
         self.diagnostics = None if config.diagnostics_every is None else AgentDiagnostics(self.agent)
         self.obs = self.runners.reset()
         self.episodes = Episodes([() for _ in seeds])
@@ -186,6 +190,11 @@ class Training:
         self.members = [Member(seed, self._new_writer(folder, seed)) for seed in seeds]
         if resumed_from is not None:
             self._resume(resumed_from)
+
+    def _tell_user(self, line: str) -> None:
+        """On stderr; of all seeds, which are alike in this, only the first says it."""
+        if self.seeds[0] == self.config.seeds[0]:
+            print(f"neoteny: {line}", file=sys.stderr)
 
     def _new_runner(self, seed: int) -> Runner:
         config = self.config

@@ -113,7 +113,9 @@ def test_bad_folders_are_one_sentence_and_stay_as_they_are(made, run, change, co
 
 
 def test_settings_that_an_older_version_did_not_know_have_their_defaults(run, capsys):
-    edit(lambda config: [config.pop(name) for name in ("bf16", "overlap", "histograms", "keep_every")])(run)
+    edit(lambda config: [config.pop(name) for name in ("bf16", "cuda_graphs", "overlap", "histograms", "keep_every")])(
+        run
+    )
     assert main(["evaluate", str(run), "--episodes", "1"]) == 0
     (run / "status.json").write_text("[]")  # says nothing, so the checkpoint does
     assert main(["resume", str(run)]) == 0
