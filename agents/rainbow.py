@@ -189,7 +189,7 @@ def project(probability: Tensor, reward: Tensor, factor: Tensor, support: Tensor
     atoms = torch.arange(last + 1, dtype=place.dtype, device=place.device)
     # Without a scatter, whose sums would come in any order on a GPU. In place: these are the largest tensors.
     share = (1 - (place.unsqueeze(-2) - atoms.unsqueeze(-1)).abs_()).clamp_(min=0)  # [*S, B, to, from]
-    return torch.matmul(share, probability.unsqueeze(-1)).squeeze(-1)
+    return share.mul_(probability.unsqueeze(-2)).sum(-1)
 
 
 @torch.no_grad()
