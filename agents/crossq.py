@@ -1,7 +1,7 @@
 """CrossQ: soft actor-critic with batch normalisation and without target networks (Bhatt, Palenicek et al. 2024,
-arXiv:1902.05605v4).
+arXiv:1902.05605).
 
-    joint   Q_i(s, a), Q_i(s', a') = critic i on the batch [s; s'], [a; a'],  a' ~ π(s')      figure 2
+    joint   Q_i(s, a), Q_i(s', a') = critic i on the batch [s; s'], [a; a'],  a' ~ π(s')
     target  y = r + γ (1 - terminated) (min_i Q_i(s', a') - α log π(a'|s')), without gradient
     critic  L = Σ_i mean ½ (Q_i(s, a) - y)²
     actor   L = mean α log π(a|s) - min_i Q_i(s, a), and α as in SAC, every `policy_delay` critic steps

@@ -1,4 +1,4 @@
-"""SimBa: networks whose size may grow without overfitting (Lee et al. 2025, arXiv:2410.09754, section 4).
+"""SimBa: networks whose size may grow without overfitting (Lee et al. 2025, arXiv:2410.09754).
 
     x = W o + b,   x <- x + W₂ ReLU(W₁ LayerNorm(x) + b₁) + b₂  for each block,   z = LayerNorm(x)
 

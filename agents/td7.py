@@ -1,9 +1,9 @@
 """TD7: TD3 with state-action representation learning (Fujimoto et al. 2023, arXiv:2306.02451).
 
-    encoder  z^s = f(s), z^sa = g(z^s, a);  L = mean (g(f(s), a) - f(s')) ², f(s') without gradient           eq. 1
-    fixed    z are those of the encoder at the last copy (for Q and π), and at the one before (for targets)   eq. 4
-    target   y = r + γ (1 - terminated) clip(min_i Q'_i(s', a'; z'), y_min, y_max),  a' = clip(π'(s') + ε)    eq. 8
-    critic   L = Σ_i mean LAP(|Q_i(s, a; z) - y|), priorities max_i |Q_i - y|                                 eq. 7
+    encoder  z^s = f(s), z^sa = g(z^s, a);  L = mean (g(f(s), a) - f(s'))², f(s') without gradient
+    fixed    z are those of the encoder at the last copy (for Q and π), and at the one before (for targets)
+    target   y = r + γ (1 - terminated) clip(min_i Q'_i(s', a'; z'), y_min, y_max),  a' = clip(π'(s') + ε)
+    critic   L = Σ_i mean LAP(|Q_i(s, a; z) - y|), priorities max_i |Q_i - y|
     actor    L = - mean_i Q_i(s, π(s, z^s); z), every `policy_delay` critic steps
     copies   every `target_update_every` steps: Q' <- Q, π' <- π, fixed z' <- fixed z <- encoder
 
@@ -14,11 +14,11 @@ since the last copy, and a batch takes one number from each of B equal parts of 
 y_min and y_max are the least and greatest y up to the last copy, 0 before the first. Layers that read s or (s, a)
 beside embeddings bring them to the embeddings' scale: AvgL1Norm(x) = x / mean |x|.
 
-Checkpoints (section 4.2, algorithm 1). The policy is not trained while it is being judged: it plays up to so many
-episodes, and for each step taken there is a training step afterwards. The judged policy becomes the checkpoint if its
-worst episode is at least as good as the checkpoint's was; as soon as one is worse, judging ends. First one episode
-judges, later `checkpoint_episodes`, and then the checkpoint's mark is scaled once by `checkpoint_reset`. Actions
-without exploration are the checkpoint's. Whether an episode has ended must be known here, so each step is waited for.
+Checkpoints. The policy is not trained while it is being judged: it plays up to so many episodes, and for each step
+taken there is a training step afterwards. The judged policy becomes the checkpoint if its worst episode is at least as
+good as the checkpoint's was; as soon as one is worse, judging ends. First one episode judges, later
+`checkpoint_episodes`, and then the checkpoint's mark is scaled once by `checkpoint_reset`. Actions without exploration
+are the checkpoint's. Whether an episode has ended must be known here, so each step is waited for.
 
 Settings are those of the authors' code (sfujim/TD7). Seeds end their episodes at times of their own, so they cannot be
 trained as a population.
@@ -175,7 +175,7 @@ class Critics(Liftable):
 
 
 def encoder_loss(encoder: Encoder, batch: Batch) -> Tensor:
-    """Mean squared error of z^sa as a prediction of the next z^s. Equation 1."""
+    """Mean squared error of z^sa as a prediction of the next z^s."""
     with torch.no_grad():
         following = encoder.zs(batch.next_obs)
     # Losses are float32, also where products are in bfloat16.
@@ -187,7 +187,7 @@ def td_target(
     target_actor: Actor, target_critics: Critics, target_encoder: Encoder, batch: Batch, noise: Tensor, clip: float,
     lowest: Tensor, highest: Tensor,
 ) -> Tensor:  # fmt: skip
-    """r + γ (1 - terminated) clip(min_i Q'_i(s', a'), lowest, highest), [B]. Equation 8.
+    """r + γ (1 - terminated) clip(min_i Q'_i(s', a'), lowest, highest), [B].
 
     noise [B, A]: of target policy smoothing, not yet clipped. lowest, highest: 0-d.
     """
@@ -200,7 +200,7 @@ def td_target(
 def critic_loss(
     critics: Critics, fixed_encoder: Encoder, batch: Batch, target: Tensor, smallest_priority: float
 ) -> tuple[Tensor, Tensor, Metrics]:
-    """LAP's loss summed over the critics, the larger absolute TD error of the two [B], and metrics. Equation 7."""
+    """LAP's loss summed over the critics, the larger absolute TD error of the two [B], and metrics."""
     with torch.no_grad():
         zs = fixed_encoder.zs(batch.obs)
         zsa = fixed_encoder.zsa(zs, batch.action)
