@@ -341,18 +341,24 @@ class Agent:
             metrics = metrics | self._update_once()
         return metrics
 
+    @property
+    def update_variant(self) -> tuple[bool, bool, bool]:
+        """Of the next update, see `agents.graphs`: whether it is the actor's too, and whether critics and actor
+        renormalise in it."""
+        after, delay, updates = self.config.renormalise_after, self.config.policy_delay, self.updates + 1
+        return updates % delay == 0, updates > after, updates > after * delay
+
     def _update_once(self) -> Metrics:
         config, networks = self.config, (self.actor, self.critics, self.log_temperature)
         batch = self.replay.sample(config.batch_size, config.discount, config.n_step)
         noise, next_noise = self.noise.normal(2, config.batch_size, self.action_size).unbind(-3)
-        renormalise = self.updates >= config.renormalise_after
-        loss, moments, metrics = self.critic_loss(*networks, batch, next_noise, renormalise)
+        with_actor, critics_renormalise, actor_renormalises = self.update_variant
+        loss, moments, metrics = self.critic_loss(*networks, batch, next_noise, critics_renormalise)
         gradient_step(self.critic_optimizer, loss)
         self.critics.body.move_statistics_(moments, config.batch_norm_momentum)
         self.updates += 1
-        if self.updates % config.policy_delay == 0:
-            renormalise = self.updates > config.renormalise_after * config.policy_delay
-            loss, moments, more = self.actor_loss(*networks, batch, noise, renormalise)
+        if with_actor:
+            loss, moments, more = self.actor_loss(*networks, batch, noise, actor_renormalises)
             gradient_step(self.actor_optimizer, loss)
             self.actor.body.move_statistics_(moments, config.batch_norm_momentum)
             loss = temperature_loss(self.log_temperature, more["policy/entropy"], self.target_entropy)

@@ -23,13 +23,14 @@ class Moments:
         self.count = torch.full((), 1e-4, dtype=torch.float64, device=device)
 
     def update(self, x: Tensor) -> None:
-        """x [*S, N, *shape]."""
+        """x [*S, N, *shape]. Writes over what was there, which recorded updates (`agents.graphs`) read."""
         x, rows = x.double(), x.shape[self.rows_axis]
         mean, variance = x.mean(self.rows_axis), x.var(self.rows_axis, correction=0)
         difference, total = mean - self.mean, self.count + rows
         squares = self.variance * self.count + variance * rows + difference.square() * self.count * rows / total
-        self.mean = self.mean + difference * rows / total
-        self.variance, self.count = squares / total, total
+        self.mean.add_(difference * rows / total)
+        self.variance.copy_(squares / total)
+        self.count.copy_(total)
 
     def deviation(self) -> Tensor:
         """[*S, 1, *shape] float32."""

@@ -107,6 +107,9 @@ def test_observations_are_counted_when_acting_in_training_and_normalised_for_the
     scaled = (world[0] - world[:, 0].mean(0)) / world[:, 0].std(0, correction=0)
     expected = agent.scale.to_environment(agent.actor(scaled))
     torch.testing.assert_close(agent.act(world[0], explore=False), expected, rtol=1e-3, atol=1e-3)
+    memory = moments.mean.data_ptr()  # which recorded updates read
+    agent.act(world[0], explore=True)
+    assert moments.mean.data_ptr() == memory
 
 
 def test_weights_decay_of_both_networks_but_not_of_the_temperature():
