@@ -9,6 +9,7 @@ Random numbers are drawn ahead, a block at a time, so that a step costs no more 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -201,7 +202,7 @@ class Ring:
         self.seen = torch.zeros(members, classes, dtype=torch.int64, device=device)
 
     def slots(self, labels: Tensor, numbers: Numbers) -> Tensor:
-        earlier = torch.ones(labels.shape[1], labels.shape[1], dtype=torch.bool, device=labels.device).tril(-1)
+        earlier = _later(labels.shape[1], labels.device).T
         same = labels.unsqueeze(2) == labels.unsqueeze(1)  # [K, B, B]
         number = self.seen.gather(1, labels) + (same & earlier).sum(2)
         self.seen.scatter_add_(1, labels, torch.ones_like(labels))
@@ -309,8 +310,13 @@ class Memory:
         self.inserted = state["inserted"]
 
 
+@functools.cache
+def _later(size: int, device: torch.device) -> Tensor:
+    """Which places of a row are behind which, [size, size]."""
+    return torch.ones(size, size, dtype=torch.bool, device=device).triu(1)
+
+
 def _last_stays(slots: Tensor, nowhere: int) -> Tensor:
     """[K, B] with `nowhere` in place of every slot that comes again later in the row."""
-    later = torch.ones(slots.shape[1], slots.shape[1], dtype=torch.bool, device=slots.device).triu(1)
-    again = ((slots.unsqueeze(2) == slots.unsqueeze(1)) & later).any(2)
+    again = ((slots.unsqueeze(2) == slots.unsqueeze(1)) & _later(slots.shape[1], slots.device)).any(2)
     return torch.where(again, nowhere, slots)

@@ -82,7 +82,7 @@ class Report:
     def step_label(self) -> str:
         """What a step counts; 'steps' if the runs do not agree."""
         commands = {run.command for run in self.runs}
-        labels = {"train": "environment steps", "offline": "updates"}
+        labels = {"train": "environment steps", "offline": "updates", "continual": "batches of the stream"}
         return labels.get(commands.pop(), "steps") if len(commands) == 1 else "steps"
 
 

@@ -138,6 +138,7 @@ def test_import_of_agents_is_light():
 def test_documentation_names_only_commands_that_exist():
     """Every `neoteny` line of the README and the docs parses: its flags, agents, presets and environments exist."""
     from runs.cli import COMMANDS
+    from runs.continual import prepare as prepare_continual
     from runs.train import prepare
 
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
@@ -148,3 +149,5 @@ def test_documentation_names_only_commands_that_exist():
         assert command in COMMANDS
         if command == "train":
             prepare(arguments[0], arguments[1:])
+        if command == "continual":
+            prepare_continual(arguments[0], arguments[1:])
