@@ -222,7 +222,7 @@ def test_a_continual_run_is_not_asked_for_returns(tmp_path: Path):
     rows = [Row(i, "cl/average_accuracy", 1 / i, seed) for i in range(1, 6) for seed in (0, 1)]
     rows += [Row(5, "acc/task_1_after_5", 0.75, seed) for seed in (0, 1)]
     report = read_report([write_run(tmp_path / "run", config, rows)])
-    assert report.step_label == "steps"
+    assert report.step_label == "batches of the stream"
     page = Page(render_page(report))
     assert page.row("after 5") == ["after 5", "0.750"]
     assert page.headings == [
