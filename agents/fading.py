@@ -67,6 +67,7 @@ class FadingReplay:
         self.terminated = zeros((rows,), torch.bool, device)
         self.rescues = zeros((rows,), torch.int32, device)
         self.head = torch.zeros(self.seeds, dtype=torch.int64, device=device)  # rows ever written or rescued
+        self.explored = 0  # transitions of each seed since the first one, or since `clear`
         self.reward_scale = torch.ones(self.seeds, device=device)
         self._first = torch.arange(self.seeds, device=device) * self.slots
         weights = weight(torch.arange(self.slots, dtype=torch.float64) / self.slots)
@@ -80,6 +81,7 @@ class FadingReplay:
         rows = [tensor.unflatten(0, (1, -1)) if not self.lead else tensor for tensor in fields]
         for env in range(self.num_envs):
             self._append(*(tensor[:, env] for tensor in rows))
+        self.explored += self.num_envs
 
     def _append(self, obs: Tensor, action: Tensor, reward: Tensor, next_obs: Tensor, terminated: Tensor) -> None:
         """One transition of each seed, [S, ...]. A ring that is not full yet has no terminal transition at its head."""
@@ -97,7 +99,7 @@ class FadingReplay:
         self.head += 1
 
     def normalise_and_fill(self) -> None:
-        """Once, when `exploration_steps` rows are in: freeze the scale of rewards and tile the exploration."""
+        """When `exploration_steps` rows are in: freeze the scale of rewards and tile the exploration."""
         reward = self.reward.view(self.seeds, self.tiles, -1)
         mean = reward[:, 0].abs().mean(-1)
         self.reward_scale.copy_(torch.where(mean > 0, mean, torch.ones_like(mean)))
@@ -106,7 +108,15 @@ class FadingReplay:
             tiled = ring.unflatten(0, (self.seeds, self.tiles, -1))
             tiled[:, 1:] = tiled[:, :1]
         # Every slot has changed, and the oldest row is in slot 0.
-        self.head.fill_(2 * self.slots)
+        self.head += 2 * self.slots - self.exploration_steps
+
+    def clear(self) -> None:
+        """Forget everything, between two steps: exploration begins again, and fills the buffer when it is over."""
+        self.explored = 0
+        self.terminated.fill_(False)  # nothing old is rescued
+        self.reward_scale.fill_(1)
+        # Every slot has changed, and the next row goes into slot 0.
+        self.head.copy_((self.head // self.slots + 2) * self.slots)
 
     def sample(self, batch_size: int, discount: float) -> Batch:
         """B transitions, independent and with replacement, by age."""
@@ -132,6 +142,7 @@ class FadingReplay:
         """The ring of one seed as it lies in memory, its scale of rewards and its generator's state."""
         return {
             "rings": Rings(self._rings(seed), self.head[seed : seed + 1].clone()),
+            "explored": self.explored,
             "reward_scale": self.reward_scale[seed].clone(),
             "generator": self.stream.generators[seed].get_state(),
         }
@@ -143,6 +154,7 @@ class FadingReplay:
         copy_rings_(rings, saved)
         rings["terminated"][:, saved.filled :] = False
         self.head[seed] = saved.head[0]
+        self.explored = state["explored"]
         self.reward_scale[seed] = state["reward_scale"]
         self.stream.generators[seed].set_state(state["generator"])
 

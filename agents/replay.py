@@ -169,6 +169,8 @@ class Replay:
         self.ended = zeros((slots,), torch.bool, device)  # terminated or truncated
         self.is_transition = zeros((slots,), torch.bool, device)
         self.head = torch.zeros(envs, dtype=torch.int64, device=device)  # slots ever used, for each environment
+        self.start = torch.zeros_like(self.head)  # the head at the last `clear`; what lies before is not sampled
+        self._cleared = False
         self._first = torch.arange(envs, device=device) * self.slots
         self._true = torch.ones(envs, dtype=torch.bool, device=device)
         self._false = ~self._true
@@ -194,10 +196,18 @@ class Replay:
         self.head += 1
         self.head += ended
 
+    def clear(self) -> None:
+        """Forget all transitions, between two steps. The ring itself is left as it is, and written over in time.
+
+        Whoever samples next should wait for as many steps as a batch has rows.
+        """
+        self.start.copy_(self.head)
+        self._cleared = True
+
     def sample(self, batch_size: int, discount: float, n_step: int = 1) -> Batch:
         """B transitions, with replacement, from all that are stored; for each seed from its own.
 
-        Undefined before the first `add`. Raises ValueError if n_step is below 1.
+        Undefined before the first `add`, and between `clear` and the next one. Raises ValueError if n_step is below 1.
         """
         if n_step < 1:
             raise ValueError(f"n_step must be at least 1, got {n_step}")
@@ -235,7 +245,8 @@ class Replay:
         For each seed, one after the other: environment and slot, int64 [S B].
         """
         draws = OVERSAMPLING * batch_size
-        filled = self.head.view(*self.lead, self.num_envs).amax(-1, keepdim=True).add(1).clamp(max=self.slots)
+        since = (self.head - self.start).view(*self.lead, self.num_envs)
+        filled = since.amax(-1, keepdim=True).add(1).clamp(max=self.slots)
         # float64: float32 has too few distinct values to reach a million slots evenly.
         uniform = self.stream.uniform(draws, dtype=torch.float64)
         if self._fading is None:
@@ -245,11 +256,16 @@ class Replay:
             env, slot = self._draw_by_age(uniform)
         if self.lead:
             slot, env = slot.flatten(), (env + self._seed * self.num_envs).flatten()
+        if self._cleared and self._fading is None:
+            slot = (slot + self.start.index_select(0, env)) % self.slots
         usable = self.is_transition.index_select(0, env * self.slots + slot)
-        if self.stack > 1:
-            # The slot at the head is written next; the oldest stack - 1 of a full ring have lost their first frames.
+        if self._cleared or self.stack > 1:
             age = (self.head.index_select(0, env) - 1 - slot) % self.slots
-            usable &= age < self.slots - self.stack
+            if self._cleared:
+                usable &= age < since.flatten().index_select(0, env)
+            if self.stack > 1:
+                # The slot at the head is written next; the oldest stack - 1 of a full ring lack their first frames.
+                usable &= age < self.slots - self.stack
         accepted = usable.view(uniform.shape).cumsum(-1)
         wanted = torch.arange(batch_size, device=self.device) % accepted[..., -1:].clamp(min=1) + 1
         kept = torch.searchsorted(accepted, wanted)
@@ -266,8 +282,8 @@ class Replay:
         step = share.long()
         below, above = (self._fading.index_select(0, at.flatten()).view(at.shape) for at in (step, step + 1))
         relative_rank = torch.lerp(below, above, share - step)
-        head = self.head.view(*self.lead, self.num_envs).gather(-1, env)
-        filled = (head + 1).clamp(max=self.slots)
+        head, start = (of_all.view(*self.lead, self.num_envs).gather(-1, env) for of_all in (self.head, self.start))
+        filled = (head - start + 1).clamp(max=self.slots)
         rank = (relative_rank * filled).long()
         return env, (head - filled + 1 + torch.minimum(rank, filled - 1)) % self.slots
 
@@ -294,7 +310,8 @@ class Replay:
     def state_dict(self, seed: int = 0) -> dict[str, Any]:
         """The rings of one seed as they lie in memory, with their heads, and its generator's state."""
         rings = Rings(self._rings(seed), self._own(self.head, seed).clone())
-        return {"rings": rings, "generator": self.stream.generators[seed].get_state()}
+        start = self._own(self.start, seed).clone()
+        return {"rings": rings, "start": start, "generator": self.stream.generators[seed].get_state()}
 
     def load_state_dict(self, state: dict[str, Any], seed: int = 0) -> None:
         """Restore one seed exactly. Raises ValueError if the saved ring has another shape."""
@@ -302,6 +319,9 @@ class Replay:
         copy_rings_(rings, saved)
         rings["is_transition"][:, saved.filled :] = False
         self._own(self.head, seed).copy_(saved.head)
+        start = state.get("start", torch.zeros_like(saved.head))
+        self._own(self.start, seed).copy_(start)
+        self._cleared |= bool(start.any())
         self.stream.generators[seed].set_state(state["generator"])
 
     def _own(self, of_all: Tensor, seed: int) -> Tensor:

@@ -401,13 +401,13 @@ class Agent:
         self.pending = None
         self.episode_steps = (self.episode_steps + 1) * ~(step.terminated | step.truncated)
         self.steps += self.num_envs
-        if self.steps == self.config.warmup_steps:
+        if self.replay.explored == self.config.warmup_steps:
             self.replay.normalise_and_fill()
 
     def update(self) -> Metrics:
         metrics: Metrics = {}
         self.plasticity.at(self.steps)
-        transitions = updates_due(self.steps, self.num_envs, self.config.warmup_steps, 1)
+        transitions = updates_due(self.replay.explored, self.num_envs, self.config.warmup_steps, 1)
         for _ in range(self.config.updates_per_step * transitions):
             metrics = metrics | self._update_once()
         return metrics

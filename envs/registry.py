@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -54,7 +55,7 @@ def _nearest(env_id: str, count: int = 3) -> list[str]:
 
 
 def make(
-    env_id: str,
+    env_id: str | Sequence[str],
     num_envs: int = 1,
     seed: int = 0,
     device: torch.device | str = "cpu",
@@ -65,8 +66,9 @@ def make(
     """Build N environments of one id.
 
     env_id: `mujoco/HalfCheetah-v5`, `dmc/walker-walk`, `atari/Pong`, `gym/CartPole-v1`, or `sequence/slippery-ant`, a
-    schedule of `envs.schedules`. Older versions that Gymnasium still registers are accepted too, and `gym/module:ID`
-    for an environment that importing `module` registers.
+    schedule of `envs.schedules`. Several ids are a sequence of tasks, one after the other (`envs.sequence`), and need
+    `switch_every=` steps or `switch_episodes=` among the settings. Older versions that Gymnasium still registers are
+    accepted too, and `gym/module:ID` for an environment that importing `module` registers.
     seed: row i draws from a generator derived from (seed, i) only; see `runner.row_seeds`.
     threads: simulator threads, 0 = the cores this process may use.
     backend: None, or "mujoco-warp" to simulate a native MuJoCo or dm_control task on the GPU, see `envs.mujoco_warp`.
@@ -77,6 +79,11 @@ def make(
     """
     if num_envs < 1:
         raise ValueError(f"num_envs must be at least 1, got {num_envs}")
+    if not isinstance(env_id, str):
+        from envs import schedules
+
+        shared = task_args if backend is None else {"backend": backend, **task_args}
+        return schedules.make_listed(env_id, num_envs, seed, torch.device(device), threads, **shared)
     module = _backend(env_id)
     if backend is not None:
         if backend != "mujoco-warp":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +89,7 @@ SCHEDULES: dict[str, Callable[[int], Schedule]] = {
 }
 
 _PREFIX = "sequence/"
+SWITCHING = ("switch_every", "switch_episodes")
 
 
 def known_ids() -> list[str]:
@@ -99,14 +100,31 @@ def known_ids() -> list[str]:
 def make(env_id: str, num_envs: int, seed: int, device: torch.device, threads: int, **settings: Any) -> Runner:
     """The runner of a schedule. See `envs.make`, whose `seed` draws episodes, never tasks.
 
-    settings: `switch_every`, steps over all rows instead of the published number; `schedule_seed` (0) for what a
-    schedule itself draws, such as frictions. Raises ValueError for any other.
+    settings: `switch_every`, steps over all rows instead of the published number, or `switch_episodes`; and
+    `schedule_seed` (0) for what a schedule itself draws, such as frictions. Raises ValueError for any other.
     """
-    unknown = sorted(settings.keys() - {"switch_every", "schedule_seed"})
+    unknown = sorted(settings.keys() - {*SWITCHING, "schedule_seed"})
     if unknown:
-        raise ValueError(f"{env_id} has no setting '{unknown[0]}'; it has switch_every, schedule_seed")
+        raise ValueError(f"{env_id} has no setting '{unknown[0]}'; it has {', '.join(SWITCHING)}, schedule_seed")
     schedule = SCHEDULES[env_id.removeprefix(_PREFIX)](settings.get("schedule_seed", 0))
-    switch_every = settings.get("switch_every", schedule.switch_every)
-    if not isinstance(switch_every, int):
-        raise ValueError(f"switch_every of {env_id} must be a whole number of steps, got {switch_every}")
-    return make_sequence(schedule.segments, num_envs, seed, device, threads, switch_every=switch_every)
+    how = {name: settings[name] for name in SWITCHING if settings.get(name) is not None}
+    how = how or {"switch_every": schedule.switch_every}
+    return make_sequence(schedule.segments, num_envs, seed, device, threads, **how)
+
+
+def make_listed(
+    env_ids: Sequence[str], num_envs: int, seed: int, device: torch.device, threads: int, **settings: Any
+) -> Runner:
+    """The runner of a sequence whose tasks are named one by one. See `envs.make`.
+
+    settings: `switch_every` or `switch_episodes`; all others are of every task. Raises ValueError for a sequence in a
+    sequence, or tasks that are all the same.
+    """
+    nested = [env_id for env_id in env_ids if env_id.startswith(_PREFIX)]
+    if nested:
+        raise ValueError(f"{nested[0]} is a sequence of tasks itself and cannot be one of several")
+    if len(set(env_ids)) < 2:
+        raise ValueError(f"a sequence needs at least two tasks that differ, got {' '.join(env_ids) or 'none'}")
+    own = {name: value for name, value in settings.items() if name not in SWITCHING}
+    how = {name: settings[name] for name in SWITCHING if name in settings}
+    return make_sequence([Segment(env_id, own) for env_id in env_ids], num_envs, seed, device, threads, **how)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,9 +76,10 @@ class Switch:
     waits_for_episodes: bool = False
 
 
-def switches(runner: Runner) -> list[Switch] | None:
-    """Where a sequence, in the background or not, went from one task to the next so far; None for a single task."""
-    return getattr(getattr(runner, "runner", runner), "switches", None)
+def sequence_of(runner: Runner) -> SequenceRunner | None:
+    """The sequence of tasks that a runner goes through, in the background or not; None for a single task."""
+    inner = getattr(runner, "runner", runner)
+    return inner if isinstance(inner, SequenceRunner) else None
 
 
 def steps_of_task(runner: Runner) -> int | None:
@@ -111,9 +112,15 @@ def make_sequence(
     if (switch_every is None) == (switch_episodes is None):
         raise ValueError("a sequence needs switch_every (steps) or switch_episodes, and only one of them")
     length = switch_episodes if switch_every is None else switch_every
-    if length is None or length < 1:
-        raise ValueError(f"a segment must last at least 1, got {length}")
+    if not isinstance(length, int) or length < 1:
+        raise ValueError(f"a segment must last a whole number of steps or episodes, at least 1, got {length}")
     return SequenceRunner(_with_equal_buttons(chosen), num_envs, seed, device, threads, switch_every, switch_episodes)
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """The names; tasks that differ in their settings alone get a number: "dmc/walker-walk", "dmc/walker-walk #2"."""
+    before = [names[:at].count(name) for at, name in enumerate(names)]
+    return [f"{name} #{count + 1}" if count else name for name, count in zip(names, before, strict=True)]
 
 
 def _with_equal_buttons(segments: list[Segment]) -> list[Segment]:
@@ -130,6 +137,7 @@ class SequenceRunner:
 
     task: int64 [N] on the device, the segment to which each row's present episode belongs.
     switches: where the sequence went from one segment to the next, oldest first.
+    tasks: the segments without repetitions; task_names: one for each; task_of: of each segment, its index in `tasks`.
     """
 
     def __init__(
@@ -141,17 +149,25 @@ class SequenceRunner:
         threads: int,
         switch_every: int | None,
         switch_episodes: int | None,
+        specs: tuple[ObservationSpec, ActionSpec] | None = None,
     ):
+        """specs: how the agent sees and acts, by default what all segments have in common."""
         self.num_envs, self.device = num_envs, torch.device(device)
         self.segments = segments
+        self.tasks = [segment for at, segment in enumerate(segments) if segment not in segments[:at]]
+        self.task_of = [self.tasks.index(segment) for segment in segments]
+        self._task_of = torch.tensor(self.task_of, device=self.device)
+        self.task_names = _distinct([str(task) for task in self.tasks])
         self.switch_every, self.switch_episodes = switch_every, switch_episodes
         self._seed, self._threads = seed, threads
         self._runners: dict[str, Runner] = {}
         for segment in segments:
             self._prepare(segment)
         runners = [self._runners[segment.environment] for segment in segments]
-        self.observation_spec = _common_observations(segments, [runner.observation_spec for runner in runners])
-        self.action_spec = _common_actions(segments, [runner.action_spec for runner in runners])
+        self.observation_spec, self.action_spec = specs or (
+            _common_observations(segments, [runner.observation_spec for runner in runners]),
+            _common_actions(segments, [runner.action_spec for runner in runners]),
+        )
         self._runner = runners[0]
         horizons = [runner.spec.horizon for runner in runners]
         self.spec = RunnerSpec(
@@ -187,6 +203,22 @@ class SequenceRunner:
         if segment.model and not hasattr(self._runners[key], "change_model"):
             raise ValueError(f"{segment.env_id} has no MuJoCo model of which to change {', '.join(segment.model)}")
 
+    def alone(self, task: int, num_envs: int, seed: int, without: Collection[str] = ()) -> SequenceRunner:
+        """New environments of `tasks[task]` only, which look to the agent as they do in this sequence.
+
+        without: settings of its segment that are left out.
+        """
+        segment = self.tasks[task]
+        kept = {name: value for name, value in segment.settings.items() if name not in without}
+        specs = self.observation_spec, self.action_spec
+        only = [dataclasses.replace(segment, settings=kept)]
+        return SequenceRunner(only, num_envs, seed, self.device, self._threads, None, None, specs)
+
+    @property
+    def task_rows(self) -> Tensor:
+        """The index in `tasks` of each row's present episode, int64 [N] on the device."""
+        return self._task_of.index_select(0, self.task)
+
     @property
     def segment(self) -> Segment:
         """The one that the next episode belongs to."""
@@ -220,8 +252,7 @@ class SequenceRunner:
             self._episodes += int(step.episode_ended.sum())
             due = self._episodes - self._left_at >= self.switch_episodes
         else:
-            assert self.switch_every is not None
-            due = self._steps - self._left_at >= self.switch_every
+            due = self.switch_every is not None and self._steps - self._left_at >= self.switch_every
         if self.switches[-1].waits_for_episodes:
             self.task = torch.where(step.episode_ended, self._index % len(self.segments), self.task)
         return self._switch(step) if due else self._presented_step(step)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import math
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -294,8 +295,8 @@ def find_agent(name: str) -> ModuleType:
     return AGENTS[name]
 
 
-def default_preset(agent: str, env_id: str, observation_spec: ObservationSpec) -> str | None:
-    """The preset of a run that names none; None for the agent's plain defaults.
+def default_preset(agent: str, env_ids: Sequence[str], observation_spec: ObservationSpec) -> str | None:
+    """The preset of a run that names none; None for the agent's plain defaults. env_ids: of all its tasks.
 
     Settings for Atari do not fit small vector tasks, and 25 000 random steps do not fit the control suite.
     """
@@ -303,7 +304,7 @@ def default_preset(agent: str, env_id: str, observation_spec: ObservationSpec) -
         return "atari" if observation_spec.dtype == torch.uint8 else "cartpole"
     if agent == "ppo" and observation_spec.dtype == torch.uint8:
         return "atari"
-    return "dmc" if env_id.startswith("dmc/") and "dmc" in PRESETS[agent] else None
+    return "dmc" if all(env_id.startswith("dmc/") for env_id in env_ids) and "dmc" in PRESETS[agent] else None
 
 
 def preset_config(agent: str, preset: str | None) -> Any:

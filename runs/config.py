@@ -22,7 +22,8 @@ class RunConfig:
     """
 
     agent: str
-    env: str
+    env: str | tuple[str, ...]
+    """one environment, or several that are learnt one after the other"""
     env_settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     """settings of the environment, as `envs.make` takes them"""
     steps: int
@@ -30,6 +31,12 @@ class RunConfig:
     num_envs: int
     eval_every: int
     eval_episodes: int
+    eval_tasks: str = "all"
+    """of a sequence: "all" at every evaluation, or the "current" one but at the start and where a task ends"""
+    replay_at_switch: str = "keep"
+    """whether transitions of the task before are there for the next: keep or clear"""
+    reference: dict[str, float] = dataclasses.field(default_factory=dict)
+    """by environment, the mean return over as many steps as a task lasts when it is learnt from scratch"""
     checkpoint_every: int
     keep_every: int | None = None
     """the first checkpoint after each multiple of so many steps stays for good"""
@@ -67,6 +74,9 @@ class RunConfig:
             value = vars(self)[name]
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        for name, choices in (("eval_tasks", ("all", "current")), ("replay_at_switch", ("keep", "clear"))):
+            if vars(self)[name] not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {vars(self)[name]}")
         if not self.seeds:
             raise ValueError("a run needs at least one seed")
         if min(self.seeds) < 0:
@@ -75,6 +85,11 @@ class RunConfig:
             object.__setattr__(self, "seed_groups", tuple((seed,) for seed in self.seeds))
         if sorted(itertools.chain(*self.seed_groups)) != sorted(self.seeds):
             raise ValueError(f"seed_groups must hold each of the seeds {list(self.seeds)} once, got {self.seed_groups}")
+
+    @property
+    def place(self) -> str:
+        """The environments, for a message."""
+        return self.env if isinstance(self.env, str) else " -> ".join(self.env)
 
     def save(self, folder: Path) -> None:
         """Write `config.json` into the run's folder."""
@@ -97,7 +112,8 @@ class RunConfig:
         try:
             agent_config = config_from_json(values["agent"], values["agent_config"])
             groups = tuple(tuple(group) for group in values.get("seed_groups", ()))
-            return cls(**values | {"agent_config": agent_config, "seed_groups": groups})
+            env = values["env"] if isinstance(values["env"], str) else tuple(values["env"])
+            return cls(**values | {"env": env, "agent_config": agent_config, "seed_groups": groups})
         except ValueError as error:
             raise ValueError(f"cannot use '{path}': {str(error).rstrip('.')}; {maker}") from error
         except (TypeError, AttributeError) as error:  # a hyper-parameter of another kind

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
 import envs
 from agents.agent import Agent, Valuing
-from envs import Step
+from envs import Runner, Step
 from plasticity.population import Axes
 from runs import compute
+from runs.config import RunConfig
 from runs.side_by_side import SideBySide
+from runs.tasks import CUT_SHORT, new_environments
 
 
 @dataclass(frozen=True)
@@ -71,37 +73,45 @@ class FirstValues:
         return {f"value/approximation_{name}": float(value) for name, value in found.items()}
 
 
+def evaluation_environments(config: RunConfig, runner: Runner, task: int, episodes: int, seed: int) -> Runner:
+    """Environments of one task of a run, made anew, in which each first episode is a whole one.
+
+    runner: of the run; they look to the agent as its own do.
+    """
+    alone = new_environments(runner, task, episodes, seed)
+    if alone is not None:
+        return alone
+    whole = {name: value for name, value in config.env_settings.items() if name not in CUT_SHORT}
+    return envs.make(config.env, episodes, seed, runner.device, **whole)
+
+
 @torch.no_grad()
 def evaluate(
     agent: Agent,
-    env_id: str,
-    env_settings: Mapping[str, Any],
-    episodes: int,
-    seeds: Sequence[int],
-    device: torch.device,
+    environments: Sequence[Runner],
     stop: Callable[[], bool] = lambda: False,
     left_out: Collection[int] = (),
     values: bool = False,
 ) -> Scores | None:
-    """Scores on `episodes` environments for each seed of the agent, or None if `stop` became true on the way.
+    """Scores in the first episode of each environment, or None if `stop` became true on the way.
 
-    seeds: of the environments, one for each seed of the agent; a single one for an agent that is no population.
-    left_out: indices of seeds that are not evaluated. values: whether to compare values with what was returned.
-    The environments are made anew, so an evaluation depends on the seed and the agent alone, and taking the first
-    episode of each is fair to long ones.
+    environments: made anew for each seed of the agent, a single one for an agent that is no population; they are closed
+    at the end. So an evaluation depends on the seed and the agent alone, and taking first episodes is fair to long
+    ones. left_out: indices of seeds that are not evaluated. values: whether to compare values with what was returned.
     """
-    whole = {name: value for name, value in env_settings.items() if name != "staggered_starts"}  # which cuts them short
-    lead: Axes = () if len(seeds) == 1 else (len(seeds),)
-    runners = SideBySide([envs.make(env_id, episodes, seed, device, **whole) for seed in seeds], lead)
+    first_of_all = environments[0]
+    seeds, episodes, device = len(environments), first_of_all.num_envs, first_of_all.device
+    lead: Axes = () if seeds == 1 else (seeds,)
+    runners = SideBySide(environments, lead)
     try:
         obs = runners.reset()
         returns = torch.zeros(*lead, episodes, device=device)
         lengths = torch.zeros(*lead, episodes, dtype=torch.int64, device=device)
-        running = torch.ones(len(seeds), episodes, dtype=torch.bool, device=device)
+        running = torch.ones(seeds, episodes, dtype=torch.bool, device=device)
         for index in left_out:
             runners.rest(index)
         first_values = FirstValues.of(cast(Valuing, agent), obs) if values else None
-        while len(runners.resting) < len(seeds):
+        while len(runners.resting) < seeds:
             if stop():
                 return None
             with compute.small_products(episodes):

@@ -20,8 +20,18 @@ TRAIN_EXAMPLE = "neoteny train td3 --env dmc/cartpole-swingup --steps 50000"
 class TrainOptions:
     """Train an agent online, several seeds side by side, into a run folder."""
 
-    env: str
-    """environment id, see `neoteny list envs`"""
+    env: tuple[str, ...]
+    """environment id, see `neoteny list envs`; several: tasks learnt one after the other"""
+    switch_every: int | None = None
+    """steps of each task; a named sequence has its own"""
+    switch_episodes: int | None = None
+    """or episodes of each task, over all its environments"""
+    eval_tasks: Literal["all", "current"] = "all"
+    """evaluated during a task; at its end it is always all of them"""
+    replay_at_switch: Literal["keep", "clear"] = "keep"
+    """what becomes of older tasks' transitions; --replay fading lets them fade"""
+    reference: tuple[Path, ...] = ()
+    """runs that learnt each task from scratch, for forward transfer"""
     obs: Literal["state", "pixels"] = "state"
     """what is seen of MuJoCo and dm_control tasks: numbers, or pictures"""
     image_size: int | None = None
@@ -103,7 +113,7 @@ def environment_settings(options: TrainOptions) -> dict[str, Any]:
     without a value, given twice, or decided by other flags.
     """
     found: dict[str, Any] = {} if options.obs == "state" else {"obs": options.obs}
-    for name in ("image_size", "frame_stack", "render_profile"):
+    for name in ("image_size", "frame_stack", "render_profile", "switch_every", "switch_episodes"):
         if vars(options)[name] is not None:
             found[name] = vars(options)[name]
     for text in options.env_set:

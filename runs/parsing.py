@@ -69,6 +69,15 @@ def given_value(arguments: Sequence[str], flag: str) -> str | None:
     return None
 
 
+def given_values(arguments: Sequence[str], flag: str) -> list[str]:
+    """All values behind `flag` on a command line that is not parsed yet."""
+    first = given_value(arguments, flag)
+    if first is None or flag not in arguments:
+        return [] if first is None else [first]
+    behind = arguments[arguments.index(flag) + 1 :]
+    return list(itertools.takewhile(lambda word: not word.startswith("--"), behind))
+
+
 def _parse(
     target: Any,
     default: Any,

@@ -18,10 +18,12 @@ from runs import checkpoint, compute
 from runs.checkpoint import Damaged
 from runs.config import RunConfig
 from runs.errors import UsageError
-from runs.evaluation import evaluate
+from runs.evaluation import evaluate, evaluation_environments
 from runs.randomness import spawn_streams
+from runs.record import Row
 from runs.settings import made_by
-from runs.statistics import summarise
+from runs.statistics import summarise_rows
+from runs.tasks import Tasks
 from runs.training import MISFITS, build_agent, one_line
 from runs.video import show_in_tensorboard, write_mp4
 
@@ -78,27 +80,33 @@ def load_agent(
 
 
 def evaluate_run(folder: Path, episodes: int, seed: int, device_name: str) -> dict[str, Any]:
-    """{"run", "step", "metrics": {"eval/return": …, "eval/length": …}}: mean over episodes, summarised over seeds."""
+    """{"run", "step", "metrics": {"eval/return": …, "eval/length": …}}: mean over episodes, summarised over seeds.
+
+    Of a sequence, the mean over its tasks, and "eval/return/TASK" of each.
+    """
     if episodes < 1:
         raise UsageError(f"--episodes must be at least 1, got {episodes}")
     config, saved = open_run(folder)
     device = _device(device_name)
     compute.set_up(device, config.threads)
-    returns, lengths = [], []
+    found: list[Row] = []
     seeds = playable_seeds(config, saved)
     for lost in sorted(set(config.seeds) - set(seeds)):
         print(f"neoteny: seed {lost} was lost before it had a checkpoint, and is left out", file=sys.stderr)
     for run_seed in seeds:
         runner = open_environments(config, 1, seed, device)
-        agent = load_agent(config, saved, run_seed, runner, device)
-        runner.close()
-        scores = evaluate(agent, config.env, config.env_settings, episodes, [seed], device)
-        assert scores is not None  # only a stop gives None
-        if scores.errors:
-            raise UsageError(f"seed {run_seed} of '{folder}' cannot play: {scores.errors[0]}")
-        returns.append(float(scores.returns.mean()))
-        lengths.append(float(scores.lengths.float().mean()))
-    metrics = {"eval/return": summarise(returns), "eval/length": summarise(lengths)}
+        try:
+            agent = load_agent(config, saved, run_seed, runner, device)
+            for task, name in enumerate(Tasks(config, runner).names):
+                scores = evaluate(agent, [evaluation_environments(config, runner, task, episodes, seed)])
+                assert scores is not None  # only a stop gives None
+                if scores.errors:
+                    raise UsageError(f"seed {run_seed} of '{folder}' cannot play: {scores.errors[0]}")
+                found.append(Row(0, "eval/return", float(scores.returns.mean()), run_seed, name))
+                found.append(Row(0, "eval/length", float(scores.lengths.float().mean()), run_seed, name))
+        finally:
+            runner.close()
+    metrics = summarise_rows(found)
     return {"run": str(folder), "step": int(saved.name.removeprefix("step_")), "metrics": metrics}
 
 

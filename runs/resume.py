@@ -58,7 +58,7 @@ def resume_run(options: ResumeOptions) -> int:
             before = dataclasses.replace(before, differences=known)
             if not options.quiet:
                 origin = before.checkpoint.name if before.checkpoint else "the start, it has no checkpoint yet"
-                print(f"{folder}: {config.agent} on {config.env}, from {origin}", file=sys.stderr)
+                print(f"{folder}: {config.agent} on {config.place}, from {origin}", file=sys.stderr)
             return conclude(
                 folder,
                 lambda: run_session(config, folder, lock, options.quiet, before),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from agents.population import of_seed
 from envs import Runner, Step
+from envs.sequence import sequence_of
 from plasticity.population import Axes
 
 
@@ -27,6 +28,18 @@ class SideBySide:
         self.errors: dict[int, FloatingPointError] = {}  # by the index of the seed
         self.resting: set[int] = set()
         self._nothing: Step | None = None
+        self._one_task = torch.zeros(1, dtype=torch.int64, device=self.runners[0].device)
+
+    @property
+    def first_working(self) -> Runner:
+        """The runner of the first seed that is not at rest, or the first one."""
+        return next((r for index, r in enumerate(self.runners) if index not in self.resting), self.runners[0])
+
+    @property
+    def task_rows(self) -> Tensor:
+        """The task of each row's present episode, int64 [*S, N]; a single 0 where there is but one task."""
+        found = [own.task_rows for own in map(sequence_of, self.runners) if own is not None]
+        return self._together(found) if found else self._one_task
 
     def reset(self) -> Tensor:
         """Start new episodes everywhere. Returns obs [*S, N, *obs_shape]."""

@@ -253,6 +253,24 @@ def final_values(rows: Iterable[Row], name: str, task: int | str | None = None) 
     return {seed: _mean_or_missing(last[seed][1]) for seed in sorted(last)}
 
 
+def summarise_rows(rows: Sequence[Row]) -> dict[str, Summary]:
+    """The last value of every metric, over seeds. Of one with tasks: NAME/TASK of each, and NAME, the mean over them.
+
+    A seed that lacks the metric in a task is not in that mean.
+    """
+    tasks: dict[str, dict[int | str | None, None]] = defaultdict(dict)
+    for row in rows:
+        tasks[row.name][row.task] = None
+    found: dict[str, Summary] = {}
+    for name, of_name in tasks.items():
+        finals = {task: final_values(rows, name, task) for task in of_name}
+        seeds = sorted(set.intersection(*(set(values) for values in finals.values())))
+        columns = [[values[seed] for values in finals.values()] for seed in seeds]
+        found[name] = summarise(_mean_or_missing(column) for column in columns)
+        found |= {f"{name}/{task}": summarise(values.values()) for task, values in finals.items() if task is not None}
+    return found
+
+
 def seed_curves(rows: Iterable[Row], name: str, task: int | str | None = None) -> SeedCurves:
     """Each seed's own curve of a metric, seeds in order. Rows of one step are averaged, missing values left out."""
     points: dict[int, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))

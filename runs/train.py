@@ -18,7 +18,7 @@ from agents.agent import Misfit, Valuing
 from agents.diagnostics import AgentDiagnostics
 from envs import Runner
 from envs.graphics import OpenGLMissing
-from envs.sequence import switches
+from envs.sequence import sequence_of
 from runs import compute
 from runs.catalogue import AGENTS, default_preset, find_agent, preset_config, run_preset
 from runs.checkpoint import list_checkpoints
@@ -29,13 +29,16 @@ from runs.keeping import advice
 from runs.lock import RunLock
 from runs.memory import require_replay_memory
 from runs.options import TRAIN_EXAMPLE, TrainOptions, WatchOptions, environment_settings
-from runs.parsing import asks_for_help, given_value, help_page, parse_with_agent
+from runs.parsing import asks_for_help, given_value, given_values, help_page, parse_with_agent
 from runs.randomness import spawn_streams
 from runs.record import State, read_table
 from runs.seed_groups import group_seeds
+from runs.sequence_options import check_switching, finish_sequence, require_clearable
 from runs.session import SeedFailed, run_session
-from runs.statistics import Summary, final_values, summarise
+from runs.statistics import summarise_rows
 from runs.training import build_agent
+
+_TOLD = ("eval/return", "cl/")  # of the closing summary, on a terminal
 
 
 def train_command(arguments: Sequence[str]) -> int:
@@ -48,7 +51,7 @@ def train_command(arguments: Sequence[str]) -> int:
     except (ValueError, OpenGLMissing) as error:  # also of the rooms below, whose messages are written for users
         raise UsageError(str(error)) from error
     if not options.quiet:
-        print(f"{folder}: {config.agent} on {config.env}, {len(config.seeds)} seeds", file=sys.stderr)
+        print(f"{folder}: {config.agent} on {config.place}, {len(config.seeds)} seeds", file=sys.stderr)
         if warning := advice(config):
             print(f"neoteny: {warning}", file=sys.stderr)
     with RunLock(folder) as lock:
@@ -96,25 +99,26 @@ def prepare(agent: str, arguments: Sequence[str]) -> tuple[RunConfig, TrainOptio
         print(help_page([module.Config], [module.Config()], prog, TRAIN_EXAMPLE))
         print("`neoteny train --help` shows the options of a run, which go with these.")
         raise SystemExit(0)
-    env_id = given_value(arguments, "--env")
-    if env_id is None:
+    if not given_values(arguments, "--env"):
         raise UsageError(f"train needs an environment, for example: {TRAIN_EXAMPLE}")
     preset = given_value(arguments, "--preset")
     preset_config(agent, preset)  # a wrong name is found before an environment is built
     # The environment decides the default preset, and its settings are flags, so the flags are read twice.
     page = (arguments, prog, TRAIN_EXAMPLE, {name: other.Config for name, other in AGENTS.items()})
     options, _ = parse_with_agent(TrainOptions, preset_config(agent, preset), *page, run_preset(preset))
-    env_settings = environment_settings(options)
+    check_switching(options)
+    env_settings, env = environment_settings(options), _environment(options)
     try:
-        runner = envs.make(env_id, **env_settings)
+        runner = envs.make(env, **env_settings)
     except TypeError as error:  # a constructor of another package got a value of another kind
         if not env_settings:
             raise
-        raise UsageError(f"{env_id} does not take the settings {env_settings}: {error}") from error
+        raise UsageError(f"{' '.join(options.env)} does not take the settings {env_settings}: {error}") from error
     try:
-        preset = preset or default_preset(agent, env_id, runner.observation_spec)
+        preset = preset or default_preset(agent, _environment_ids(runner, options), runner.observation_spec)
         options, agent_config = parse_with_agent(TrainOptions, preset_config(agent, preset), *page, run_preset(preset))
         config = _run_config(agent, agent_config, preset, options, env_settings, runner)
+        config = finish_sequence(config, options, runner)
         try:
             require_replay_memory(config, runner)
             groups = choose_groups(config, options.seeds_as, runner)
@@ -128,6 +132,17 @@ def prepare(agent: str, arguments: Sequence[str]) -> tuple[RunConfig, TrainOptio
     finally:
         runner.close()
     return config, options
+
+
+def _environment(options: TrainOptions) -> str | tuple[str, ...]:
+    (first, *others) = options.env
+    return options.env if others else first
+
+
+def _environment_ids(runner: Runner, options: TrainOptions) -> list[str]:
+    """Of every task, also where one name stands for a sequence."""
+    sequence = sequence_of(runner)
+    return list(options.env) if sequence is None else [task.env_id for task in sequence.tasks]
 
 
 def _run_config(
@@ -148,13 +163,15 @@ def _run_config(
         compute.require_bfloat16(device)
     return RunConfig(
         agent=agent,
-        env=options.env,
+        env=_environment(options),
         env_settings=env_settings,
         steps=options.steps,
         seeds=tuple(range(options.seed, options.seed + options.seeds)),
         num_envs=options.num_envs,
         eval_every=max(1, options.steps // 20) if options.eval_every is None else options.eval_every,
         eval_episodes=options.eval_episodes,
+        eval_tasks=options.eval_tasks,
+        replay_at_switch=options.replay_at_switch,
         keep_every=options.keep_every,
         checkpoint_every=(max(1, options.steps // 4) if options.checkpoint_every is None else options.checkpoint_every),
         log_every=min(1_000, max(1, options.steps // 100)),
@@ -187,7 +204,8 @@ def choose_groups(config: RunConfig, seeds_as: str, runner: Runner) -> tuple[tup
     _try_to_build(config, runner, 0)
     try:
         _try_to_build(config, runner, (0,))
-        liftable = switches(runner) is None  # interventions at a change of task know one seed
+        sequence = sequence_of(runner)
+        liftable = sequence is None or sequence.switch_every is not None  # so that all seeds change together
     except ValueError:
         liftable = False
     return group_seeds(seeds_as, config.seeds, liftable, torch.device(config.device), shows_images(runner))
@@ -213,6 +231,7 @@ def _try_to_build(config: RunConfig, runner: Runner, seeds: int | tuple[int, ...
     """Build the agent once on the CPU. Raises ValueError if it does not fit the environment."""
     cpu = torch.device("cpu")
     agent = build_agent(config, runner, cpu, spawn_streams(seeds, cpu))
+    require_clearable(config, agent)
     if config.diagnostics_every is not None:
         AgentDiagnostics(agent)
     if config.value_error and not isinstance(agent, Valuing):
@@ -224,7 +243,9 @@ def _try_to_build(config: RunConfig, runner: Runner, seeds: int | tuple[int, ...
 
 def make_run_folder(config: RunConfig, options: TrainOptions) -> Path:
     """Make OUT/NAME and write `config.json` into it. Raises UsageError if it exists or cannot be made."""
-    return new_run_folder(options.out, options.name, f"{config.agent}-{config.env.replace('/', '-')}", config.save)
+    first, *others = options.env
+    name = f"{config.agent}-{first.replace('/', '-')}" + (f"-and-{len(others)}-more" if others else "")
+    return new_run_folder(options.out, options.name, name, config.save)
 
 
 def describe_environment(runner: Runner) -> dict[str, Any]:
@@ -247,12 +268,8 @@ def _plain(value: Any) -> Any:
 
 
 def summarise_run(folder: Path) -> dict[str, Any]:
-    """The closing summary: the last value of every metric, over seeds."""
-    rows = read_table(folder)
-    metrics: dict[str, Summary] = {}
-    for name in dict.fromkeys(row.name for row in rows):
-        metrics[name] = summarise(final_values(rows, name).values())
-    return {"run": str(folder), "metrics": metrics}
+    """The closing summary: the last value of every metric, over seeds; see `statistics.summarise_rows`."""
+    return {"run": str(folder), "metrics": summarise_rows(read_table(folder))}
 
 
 def print_summary(folder: Path, state: State, quiet: bool, as_json: bool) -> None:
@@ -262,10 +279,10 @@ def print_summary(folder: Path, state: State, quiet: bool, as_json: bool) -> Non
         print(json.dumps(summary))
     if quiet:
         return
-    score = summary["metrics"].get("eval/return")
-    if score and score["mean"] is not None:
-        interval = "" if score["low"] is None else f" [{score['low']:.1f}, {score['high']:.1f}]"
-        print(f"eval/return {score['mean']:.1f}{interval} over {score['seeds']} seeds", file=sys.stderr)
+    for name, score in summary["metrics"].items():
+        if score["mean"] is not None and name.startswith(_TOLD):
+            interval = "" if score["low"] is None else f" [{score['low']:.4g}, {score['high']:.4g}]"
+            print(f"{name} {score['mean']:.4g}{interval} over {score['seeds']} seeds", file=sys.stderr)
     if state == "stopped":
         print(f"stopped early; continue with: neoteny resume {folder}", file=sys.stderr)
     print(f"next: neoteny report {folder}", file=sys.stderr)

@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,19 +21,20 @@ from agents.graphs import graph_updates
 from agents.population import of_seed
 from envs import Runner, Step
 from envs.overlap import InBackground
-from envs.sequence import steps_of_task, switches
+from envs.sequence import sequence_of, steps_of_task
 from plasticity.population import Axes, RandomStream
 from runs import checkpoint, compute
 from runs.catalogue import find_agent
 from runs.checkpoint import SeedPart
 from runs.checkpoint_writer import CheckpointWriter
 from runs.config import RunConfig
-from runs.evaluation import Scores, evaluate
+from runs.evaluation import Scores, evaluate, evaluation_environments
 from runs.keeping import plasticity_of
 from runs.randomness import spawn_streams, stream_seed
 from runs.record import Row
 from runs.settings import made_by
 from runs.side_by_side import SideBySide
+from runs.tasks import Returns, Tasks
 
 
 class Diverged(ArithmeticError):
@@ -68,6 +69,7 @@ class Listener(Protocol):
 
 
 LAST = "last"
+Episode = tuple[int, float, float, int]
 # What agents, networks and environments raise for a state that is another one's.
 MISFITS = (ValueError, LookupError, RuntimeError, TypeError, AttributeError)
 
@@ -80,30 +82,33 @@ def one_line(error: BaseException) -> str:
 class Episodes:
     """The episodes that ended since the last look, kept on the device so that no step waits for it.
 
-    known: (step, return, length) for each seed, those fetched from the device but not drained yet.
+    known: (step, return, length, task) for each seed, those fetched from the device but not drained yet.
     """
 
-    def __init__(self, known: Sequence[Sequence[tuple[int, float, float]]] = ((),)) -> None:
+    def __init__(self, known: Sequence[Sequence[Episode]] = ((),)) -> None:
         self.known = [list(own) for own in known]
         self.steps: list[int] = []
-        self.ended: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.ended: list[tuple[Tensor, ...]] = []
 
-    def add(self, step: Step, at: int) -> None:
-        """Remember what ended in `step`, which brought the count of environment steps to `at`."""
+    def add(self, step: Step, at: int, task: Tensor) -> None:
+        """Remember what ended in `step`, which brought the count of environment steps to `at`. task: as `task_rows`."""
         self.steps.append(at)
-        self.ended.append((step.episode_ended.clone(), step.episode_return.clone(), step.episode_length.clone()))
+        ended = step.episode_ended.clone()
+        self.ended.append((ended, step.episode_return.clone(), step.episode_length.clone(), task.expand(ended.shape)))
 
-    def fetch(self, index: int = 0) -> list[tuple[int, float, float]]:
-        """(step, return, length) of every ended episode of one seed, oldest first."""
+    def fetch(self, index: int = 0) -> list[Episode]:
+        """(step, return, length, task) of every ended episode of one seed, oldest first."""
         if self.ended:
             columns = (torch.stack(column).cpu() for column in zip(*self.ended, strict=True))
-            ended, returns, lengths = (column.view(len(column), len(self.known), -1) for column in columns)  # [T, S, N]
+            ended, *values = (column.view(len(column), len(self.known), -1) for column in columns)  # [T, S, N]
+            returns, lengths, tasks = values
             for t, s, n in ended.nonzero().tolist():
-                self.known[s].append((self.steps[t], float(returns[t, s, n]), float(lengths[t, s, n])))
+                episode = float(returns[t, s, n]), float(lengths[t, s, n]), int(tasks[t, s, n])
+                self.known[s].append((self.steps[t], *episode))
             self.steps, self.ended = [], []
         return self.known[index]
 
-    def drain(self, index: int = 0) -> list[tuple[int, float, float]]:
+    def drain(self, index: int = 0) -> list[Episode]:
         """The same, and forget them."""
         found, self.known[index] = self.fetch(index), []
         return found
@@ -122,10 +127,10 @@ def build_agent(config: RunConfig, runner: Runner, device: torch.device, streams
         compiled=config.compiled,
         plasticity=plasticity,
     )
-    if plasticity.uses_boundaries and switches(runner) is None:
+    if plasticity.uses_boundaries and sequence_of(runner) is None:
         raise ValueError(
-            f"'{config.interventions}' acts where the task changes, and {config.env} is one task: give it steps of its "
-            "own, as in reset(every=20000) or injection(at=100000), or train on a sequence of tasks"
+            f"'{config.interventions}' acts where the task changes, and {config.place} is one task: give it steps of "
+            "its own, as in reset(every=20000) or injection(at=100000), or train on a sequence of tasks"
         )
     return agent
 
@@ -148,6 +153,7 @@ class Member:
     seed: int
     writer: CheckpointWriter
     row_count: int = 0
+    returns: Returns = field(default_factory=Returns)
     evaluation_due: bool = True
     last_return: float | None = None
     lost: str | None = None
@@ -158,10 +164,10 @@ class Training:
 
     resumed_from: the checkpoint to go on from. Raises Damaged or CannotContinue if that is impossible.
 
-    The order at a step, where each thing is due: train, log, evaluate, checkpoint. So a checkpoint of the schedule lies
-    behind the rows of its step, and has nothing left to tell. One made because of a stop may lie before the evaluation
-    of its step (`evaluation_due`) and holds what has not been logged yet; then the rows are the same as if the run had
-    never been stopped.
+    The order at a step, where each thing is due: train, log, evaluate, change the task, checkpoint. So a checkpoint of
+    the schedule lies behind the rows of its step, and has nothing left to tell. One made because of a stop may lie
+    before the evaluation of its step (`evaluation_due`, `Tasks.changed`) and holds what has not been logged yet; then
+    the rows are the same as if the run had never been stopped.
 
     A seed whose numbers are no longer finite is lost: it is told and saved no more, and the others go on.
     """
@@ -183,6 +189,7 @@ class Training:
         self.agent = build_agent(config, self.runners.runners[0], self.device, self.streams)
         if config.cuda_graphs:
             graph_updates(self.agent, self.streams, self.device, self._tell_user)
+        self.tasks = Tasks(config, self.runners.runners[0])
         self.diagnostics = None if config.diagnostics_every is None else AgentDiagnostics(self.agent)
         self.obs = self.runners.reset()
         self.episodes = Episodes([() for _ in seeds])
@@ -243,7 +250,7 @@ class Training:
 
     def _loop(self, stop: Callable[[], bool]) -> None:
         config, agent = self.config, self.agent
-        self._evaluate(stop)
+        self._conclude(stop)
         clock, clock_steps = time.perf_counter(), agent.steps
         while self._remaining() and agent.steps < config.steps and not stop():
             for member in self.members:
@@ -251,27 +258,28 @@ class Training:
             before = agent.steps
             self.advance()
             self._lose_broken(self.runners.errors)
-            diagnosed = self._diagnose(before)
+            changed = self.tasks.look(self.runners.first_working)
+            diagnosed = self._diagnose(before, changed)
             checkpoint_due = self._due(before, config.checkpoint_every) and agent.steps < config.steps
             if self._due(before, config.log_every):
                 seconds = time.perf_counter() - clock
                 self._log((agent.steps - clock_steps) / seconds)
                 clock, clock_steps = time.perf_counter(), agent.steps
-            elif checkpoint_due or diagnosed:
+            elif checkpoint_due or diagnosed or changed:
                 # The newest numbers are looked at first, so that no broken agent takes the place of a good one.
                 self._log(None)
-            if self._due(before, config.eval_every):
+            if changed or self._due(before, config.eval_every):
                 for member in self.members:
                     member.evaluation_due = True
                 paused = time.perf_counter()
-                self._evaluate(stop)
+                self._conclude(stop)
                 clock += time.perf_counter() - paused
             if checkpoint_due and not stop():
                 self._save(f"step_{agent.steps}")
 
     def advance(self) -> None:
-        """One action in every environment, the gradient steps it makes due, and what a change of task makes due."""
-        tasks = len(switches(self.runners.runners[0]) or ())
+        """One action in every environment, and the gradient steps it makes due."""
+        task = self.runners.task_rows
         with compute.small_products(self.config.num_envs):
             action = self.agent.act(self.obs, explore=True)
         if self.config.overlap:
@@ -283,22 +291,38 @@ class Training:
             step = self.runners.step(action)
             self.agent.observe(step)
             self._learn()
-        self.episodes.add(step, self.agent.steps)
+        self.episodes.add(step, self.agent.steps, task)
         self.obs = step.obs
-        if len(switches(self.runners.runners[0]) or ()) > tasks:
-            self.agent.plasticity.at_boundary()
 
     def _learn(self) -> None:
+        if self.tasks.waits_for_a_batch(self.agent.steps):
+            return
         with compute.bfloat16_products(self.device, self.config.bf16):
             self.metrics |= self.agent.update()
 
-    def _diagnose(self, before: int) -> bool:
-        """Measure the networks if it is due and they have begun to learn. Returns whether they were measured."""
+    def _conclude(self, stop: Callable[[], bool]) -> None:
+        """Evaluate where it is due; then, if the task has changed and this is not the end, let the agent know."""
+        self._evaluate(stop)
+        agent, tasks = self.agent, self.tasks
+        due = any(member.evaluation_due for _, member in self._remaining())
+        if due or not tasks.changed or agent.steps >= self.config.steps:
+            return
+        agent.plasticity.at_boundary()
+        if self.config.replay_at_switch == "clear":
+            agent.replay.clear()  # type: ignore[attr-defined]
+            tasks.cleared_at = agent.steps
+        tasks.go_on()
+
+    def _diagnose(self, before: int, changed: bool) -> bool:
+        """Measure the networks if it is due, also where a task ends, and they have begun to learn.
+
+        Returns whether they were measured.
+        """
         diagnostics, every, now = self.diagnostics, self.config.diagnostics_every, self.agent.steps
         if diagnostics is None or every is None:
             return False
         self.metrics |= diagnostics.gradient_norms()
-        if not self._due(before, every) or self.agent.updates == 0:
+        if not (changed or self._due(before, every)) or self.agent.updates == 0:
             return False
         # What is drawn depends on seed and step alone, so there is nothing to save.
         source = torch.Generator(self.device).manual_seed(stream_seed(self.seeds[0], "diagnostics", now))
@@ -325,7 +349,9 @@ class Training:
     ) -> None:
         now, seed = self.agent.steps, member.seed
         rows = self._episode_rows(index, member)
-        rows += [Row(now, name, of_seeds[index], seed) for name, of_seeds in values.items()]
+        for name, of_seeds in values.items():
+            task = self.tasks.name if name.startswith("plasticity/") else None
+            rows.append(Row(now, name, of_seeds[index], seed, task))
         if diverged := self.runners.runners[index].diverged_episodes:
             rows.append(Row(now, "train/diverged_episodes", diverged, seed))
         if steps_per_second is not None:
@@ -338,9 +364,10 @@ class Training:
         self.listener.progress(seed, now, member.last_return)
 
     def _episode_rows(self, index: int, member: Member) -> list[Row]:
-        rows = []
-        for at, return_, length in self.episodes.drain(index):
-            rows += [Row(at, "train/return", return_, member.seed), Row(at, "train/length", length, member.seed)]
+        rows, seed = [], member.seed
+        for at, return_, length, task in self.episodes.drain(index):
+            name = self.tasks.names[task]
+            rows += [Row(at, "train/return", return_, seed, name), Row(at, "train/length", length, seed, name)]
             member.last_return = return_
         return rows
 
@@ -370,45 +397,51 @@ class Training:
         due = [index for index, member in self._remaining() if member.evaluation_due]
         if not due:
             return
-        config, now = self.config, self.agent.steps
-        environment_seeds = [stream_seed(seed, "evaluation_environment", now) for seed in self.seeds]
-        # So that an evaluation can be repeated, what agents draw in it depends on seed and step alone.
-        draws = [stream_seed(seed, "evaluation", now) for seed in self.seeds]
-        self.streams["evaluation"].manual_seed(draws)
-        others = set(range(len(self.seeds))) - set(due)
-        scores = evaluate(
-            self.agent,
-            config.env,
-            config.env_settings,
-            config.eval_episodes,
-            environment_seeds,
-            self.device,
-            stop,
-            others,
-            config.value_error,
-        )
-        self.streams["evaluation"].manual_seed(draws)  # how often it was drawn from depends on the slowest seed
-        if scores is None:
-            return
-        self._lose_broken(scores.errors)
+        now, steps, found = self.agent.steps, self.config.steps, {}
+        for task in self.tasks.to_evaluate(now, steps):
+            scores = self._scores(task, stop, set(range(len(self.seeds))) - set(due))
+            if scores is None:
+                return
+            found[task] = scores
+        for scores in found.values():
+            self._lose_broken(scores.errors)
+        counts = self.tasks.count_visit(now, steps)
         for index in due:
             member = self.members[index]
             if member.lost is None:
-                self._tell_scores(index, member, scores)
+                self._tell_scores(index, member, found, counts)
 
-    def _tell_scores(self, index: int, member: Member, scores: Scores) -> None:
+    def _scores(self, task: int, stop: Callable[[], bool], others: set[int]) -> Scores | None:
+        """Of one task, of all seeds but `others`; None if `stop` came first."""
+        # So that an evaluation can be repeated, environments and draws of agents depend on seed, step and task alone.
+        place = (self.agent.steps, task) if self.tasks.in_sequence else (self.agent.steps,)
+        draws = [stream_seed(seed, "evaluation", *place) for seed in self.seeds]
+        self.streams["evaluation"].manual_seed(draws)
+        environments = [
+            evaluation_environments(
+                self.config,
+                runner,
+                task,
+                self.config.eval_episodes,
+                stream_seed(seed, "evaluation_environment", *place),
+            )
+            for seed, runner in zip(self.seeds, self.runners.runners, strict=True)
+        ]
+        scores = evaluate(self.agent, environments, stop, others, self.config.value_error)
+        self.streams["evaluation"].manual_seed(draws)  # how often it was drawn from depends on the slowest seed
+        return scores
+
+    def _tell_scores(self, index: int, member: Member, found: Mapping[int, Scores], counts: bool) -> None:
         now, seed = self.agent.steps, member.seed
         member.evaluation_due = False
-        errors = {} if scores.first_values is None else scores.first_values.errors(index)
-        self._tell(
-            member,
-            [
-                *self._episode_rows(index, member),  # ended before: the steps in a seed's rows never fall
-                Row(now, "eval/return", float(scores.returns[index].mean()), seed),
-                Row(now, "eval/length", float(scores.lengths[index].float().mean()), seed),
-                *(Row(now, name, value, seed) for name, value in errors.items()),
-            ],
-        )
+        rows = self._episode_rows(index, member)  # ended before: the steps in a seed's rows never fall
+        means = {task: float(scores.returns[index].mean()) for task, scores in found.items()}
+        for task, scores in found.items():
+            name, length = self.tasks.names[task], float(scores.lengths[index].float().mean())
+            rows += [Row(now, "eval/return", means[task], seed, name), Row(now, "eval/length", length, seed, name)]
+            errors = {} if scores.first_values is None else scores.first_values.errors(index)
+            rows += [Row(now, what, value, seed, name) for what, value in errors.items()]
+        self._tell(member, [*rows, *self.tasks.rows(now, seed, member.returns, means, counts)])
         if self.config.histograms:
             self.listener.weights(seed, now, network_weights(self.agent, index, self.lead))
 
@@ -431,6 +464,8 @@ class Training:
             "metrics": of_seed(self.metrics, index, self.lead),
             "row_count": self.members[index].row_count,
             "evaluation_due": self.members[index].evaluation_due,
+            "tasks": self.tasks.state_dict(),
+            "returns": self.members[index].returns.state_dict(),
             "diagnosing": {} if self.diagnostics is None else self.diagnostics.state_dict(),
         }
 
@@ -442,6 +477,8 @@ class Training:
             self.agent.load_state_dict(state["agent"], index)
             self.runners.runners[index].load_state_dict(state["runner"])
             member.row_count, member.evaluation_due = int(state["row_count"]), bool(state["evaluation_due"])
+            member.returns = Returns.of(state["returns"])
+        self.tasks.load_state_dict(states[0]["tasks"])
         self.episodes = Episodes([[tuple(episode) for episode in state["episodes"]] for state in states])
         self.obs = self._together([state["obs"] for state in states])
         names = states[0]["metrics"]

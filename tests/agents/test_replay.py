@@ -269,3 +269,70 @@ def test_wrong_sizes_are_refused():
         story.play([False], [False])
     with pytest.raises(ValueError, match="saved replay 'frame' has shape"):
         small.load_state_dict(large.state_dict())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    num_envs=st.integers(1, 3),
+    fading=st.booleans(),
+    slots=st.integers(16, 40),
+    before=st.lists(st.lists(FLAGS, min_size=3, max_size=3), max_size=60),
+    after=st.lists(st.lists(FLAGS, min_size=3, max_size=3), min_size=12, max_size=60),
+)
+def test_a_cleared_replay_samples_only_what_came_after(num_envs, fading, slots, before, after):
+    """In rings that were full or not, and are full again or not; rows do not have equally many boundaries."""
+    replay = make_replay(capacity=slots * num_envs, num_envs=num_envs, fading=fading)
+    story = Story(replay, num_envs)
+    for flags in before:
+        story.play([f[0] for f in flags[:num_envs]], [f[1] for f in flags[:num_envs]])
+    replay.clear()
+    first = story.obs[:, 0].long().tolist()
+    for flags in after:
+        story.play([f[0] for f in flags[:num_envs]], [f[1] for f in flags[:num_envs]])
+    batch = replay.sample(64, 0.9, n_step=2)
+    for i in range(64):
+        start = int(batch.obs[i, 0])
+        row = start // 1000
+        assert start >= first[row]
+        return_, successor, terminated, _ = story.n_step(row, start, 0.9, 2)
+        assert batch.reward[i].item() == pytest.approx(return_, rel=1e-5)
+        assert (int(batch.next_obs[i, 0]), bool(batch.terminated[i])) == (successor, terminated)
+
+
+@pytest.mark.parametrize("before", [0, 3, 7, 20])
+def test_after_clear_all_new_transitions_are_equally_likely(before):
+    replay = make_replay(capacity=24, num_envs=2)
+    story = Story(replay, 2)
+    for k in range(before):
+        story.play([k % 3 == 2, False], [False, False])
+    replay.clear()
+    first = story.obs[:, 0].long().tolist()
+    for _ in range(4):
+        story.play([True, False], [False, False])
+    counts = torch.bincount(torch.cat([replay.sample(300, 0.99).obs[:, 0] for _ in range(80)]).long(), minlength=1100)
+    seen = counts.nonzero().flatten().tolist()
+    new = [key for row in (0, 1) for key in story.transitions[row] if key >= first[row]]
+    assert seen == sorted(new)
+    assert len(new) == 8
+    # 24 000 draws over 8: 3 000 each, standard deviation 51; five of them
+    assert (counts[seen] - 3000).abs().max() < 256
+
+
+def test_a_cleared_replay_is_saved_and_a_population_clears_all_its_seeds():
+    together, alone = make_replay(60, 2, seed=[3, 4]), [make_replay(60, 2, seed=seed) for seed in (3, 4)]
+    for t in range(40):
+        obs = torch.full((2, 3), float(t))
+        step = make_step(obs, 1.0, terminated=t % 9 == 0)
+        fields = {name: torch.stack([getattr(step, name)] * 2) for name in type(step).__slots__}
+        together.add(torch.stack([obs] * 2), torch.stack([obs[:, :2]] * 2), type(step)(**fields))
+        for replay in alone:
+            replay.add(obs, obs[:, :2], step)
+        for replay in (together, *alone) if t == 24 else ():
+            replay.clear()
+    restored = make_replay(60, 2, seed=9)
+    restored.load_state_dict(together.state_dict(1))
+    batch, again = together.sample(50, 0.99), restored.sample(50, 0.99)
+    assert torch.equal(batch.obs[1], again.obs)
+    assert batch.obs.min() >= 25
+    for index, replay in enumerate(alone):
+        assert torch.equal(batch.obs[index], replay.sample(50, 0.99).obs)

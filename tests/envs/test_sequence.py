@@ -13,6 +13,7 @@ from envs.schedules import SCHEDULES
 from envs.sequence import Segment, make_sequence
 
 SHORT_WALK = Segment("dmc/walker-walk", {"time_limit": 0.5})
+SWING_LEFT = Segment("gym/MountainCar-v0")
 SWING = Segment("dmc/cartpole-swingup", {"time_limit": 0.1})
 
 
@@ -229,6 +230,56 @@ def test_schedules_name_environments_that_exist(name):
     assert first.switch_every >= 10_000
 
 
+def test_several_ids_are_a_sequence():
+    runner = envs.make(
+        ["dmc/walker-walk", "dmc/cartpole-swingup", "dmc/walker-walk"], 2, switch_every=4, time_limit=0.5
+    )
+    assert runner.task_names == ["dmc/walker-walk", "dmc/cartpole-swingup"]
+    assert runner.task_of == [0, 1, 0]
+    assert [segment.settings for segment in runner.segments] == [{"time_limit": 0.5}] * 3
+    for ids, message in (
+        (["gym/CartPole-v1"] * 2, "at least two tasks that differ"),
+        (["gym/CartPole-v1", "sequence/seq-ale"], "sequence/seq-ale is a sequence of tasks itself"),
+        (["gym/CartPole-v1", "gym/Acrobot-v1"], "needs switch_every"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            envs.make(ids, **({"switch_every": 4} if "differ" in message else {}))
+
+
+def test_a_task_alone_looks_as_it_does_in_its_sequence():
+    changed = Segment("gym/CartPole-v1", shuffle=3)
+    sequence = make_sequence(["gym/Acrobot-v1", changed, SWING_LEFT], 2, seed=5, switch_every=4)
+    for task in range(3):
+        alone = sequence.alone(task, 3, seed=9)
+        assert (alone.observation_spec, alone.action_spec) == (sequence.observation_spec, sequence.action_spec)
+        assert alone.task_names == [sequence.task_names[task]]
+        inner = envs.make(sequence.tasks[task].env_id, 3, seed=9)
+        obs, plain = alone.reset(), inner.reset()
+        order, signs = (alone._order, alone._signs) if task == 1 else (slice(None), 1.0)
+        for _ in range(20):
+            assert torch.equal(obs[:, : plain.shape[1]], plain[:, order] * signs)
+            assert (obs[:, plain.shape[1] :] == 0).all()
+            obs, plain = (
+                alone.step(torch.ones(3, dtype=torch.int64)).obs,
+                inner.step(torch.ones(3, dtype=torch.int64)).obs,
+            )
+        assert len(alone.switches) == 1
+    assert sequence.alone(1, 1, seed=0).segment == changed
+
+
+def test_a_model_alone_is_the_changed_one():
+    heavy = Segment("dmc/cartpole-swingup", {"time_limit": 0.1}, model={"mass": 3.0})
+    alone = make_sequence([SWING, heavy], 1, switch_every=10).alone(1, 1, seed=2, without=("time_limit",))
+    assert alone.segment.settings == {}
+    same = make_sequence([Segment("dmc/cartpole-swingup", model={"mass": 3.0})], 1, seed=2, switch_every=100)
+    unchanged = envs.make("dmc/cartpole-swingup", 1, seed=2)
+    for runner in (alone, same, unchanged):
+        runner.reset()
+    seen = [[step.obs for step in play(runner, 20)] for runner in (alone, same, unchanged)]
+    assert all(torch.equal(a, b) for a, b in zip(seen[0], seen[1], strict=True))
+    assert not torch.equal(seen[0][-1], seen[2][-1])
+
+
 def test_slippery_ant_draws_its_frictions_from_the_seed():
     frictions = [[s.model["friction"] for s in SCHEDULES["slippery-ant"](seed).segments] for seed in (0, 1)]
     assert frictions[0] != frictions[1]
@@ -247,7 +298,9 @@ def test_a_published_schedule_has_an_id_of_its_own():
     other = envs.make("sequence/shuffled-cartpole", 2, seed=4, schedule_seed=1)
     assert other.segments[1].shuffle == 1001
     assert other.switch_every == 10_000
-    with pytest.raises(ValueError, match="has no setting 'switch'; it has switch_every, schedule_seed"):
+    with pytest.raises(
+        ValueError, match="has no setting 'switch'; it has switch_every, switch_episodes, schedule_seed"
+    ):
         envs.make("sequence/shuffled-cartpole", switch=3)
     with pytest.raises(ValueError, match="unknown environment 'sequence/slippery-ants'"):
         envs.make("sequence/slippery-ants")

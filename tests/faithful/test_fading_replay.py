@@ -154,3 +154,30 @@ def test_half_precision_rounds_what_is_seen_and_keeps_rewards():
     assert batch.obs.dtype == torch.float32
     assert batch.obs[:, 0].tolist() == torch.tensor([0.1, 3.3]).half().float().tolist()
     assert batch.reward.tolist() == pytest.approx([0.1, 3.3], abs=1e-7)
+
+
+def test_clear_begins_the_exploration_again():
+    """Ours: the paper has one task. Nothing old is drawn or rescued, rewards get a scale of the new exploration."""
+    buffer, other = replay(3, 2), replay(3, 2, seeds=1)
+    for value in range(3):
+        insert(buffer, value, terminated=value == 1)
+    buffer.normalise_and_fill()
+    for value in (4, 5):
+        insert(buffer, value)
+    before = buffer.state_dict()["rings"].head
+    buffer.clear()
+    assert buffer.explored == 0
+    for value in (20, 21, 22):
+        insert(buffer, value, reward=2.0 * value)
+    assert buffer.explored == 3
+    buffer.normalise_and_fill()
+    assert by_rank(buffer) == [20, 21, 22, 20, 21, 22]
+    assert buffer.reward_scale.item() == pytest.approx(42.0)
+    assert buffer.gather(torch.arange(6), 0.99).reward.tolist() == pytest.approx([40 / 42, 1, 44 / 42] * 2)
+    # What a checkpoint sees of the heads says that every slot was written.
+    assert (buffer.head - before >= buffer.slots).all()
+    other.load_state_dict(buffer.state_dict())
+    insert(buffer, 30)
+    insert(other, 30)
+    assert by_rank(other) == by_rank(buffer) == [21, 22, 20, 21, 22, 30]
+    assert other.explored == 4

@@ -65,7 +65,8 @@ def test_without_any_return_there_is_nothing_to_divide_by():
 
 @pytest.mark.parametrize("seeds", [[3], [3, 4]])
 def test_evaluation_sums_as_a_plain_loop(seeds):
-    scores = evaluate(Expects(-4.0), "gym/Pendulum-v1", {}, 2, seeds, CPU, values=True)  # type: ignore[arg-type]
+    environments = [envs.make("gym/Pendulum-v1", 2, seed, CPU) for seed in seeds]
+    scores = evaluate(Expects(-4.0), environments, values=True)  # type: ignore[arg-type]
     assert scores is not None
     assert scores.first_values is not None
     for index, seed in enumerate(seeds):
