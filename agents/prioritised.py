@@ -113,6 +113,13 @@ class PrioritisedReplay(Replay):
         values[..., 0] = self.largest[:, None]
         self.tree.set(rows.flatten(1), values.flatten(1))
 
+    def clear(self) -> None:
+        """As of the ring; new transitions get the priority of the very first ones."""
+        super().clear()
+        for level in self.tree.levels:
+            level.zero_()
+        self.largest.fill_(1)
+
     def _draw(self, batch_size: int) -> tuple[Tensor, Tensor]:
         """B rows by priority; for each seed, one after the other: environment and slot, int64 [S B]."""
         shares = self.stream.uniform(batch_size, dtype=torch.float64).view(-1, batch_size)

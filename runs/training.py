@@ -325,8 +325,10 @@ class Training:
         if not (changed or self._due(before, every)) or self.agent.updates == 0:
             return False
         # What is drawn depends on seed and step alone, so there is nothing to save.
-        source = torch.Generator(self.device).manual_seed(stream_seed(self.seeds[0], "diagnostics", now))
-        self.metrics |= diagnostics.measure(RandomStream(source))
+        sources = [
+            torch.Generator(self.device).manual_seed(stream_seed(seed, "diagnostics", now)) for seed in self.seeds
+        ]
+        self.metrics |= diagnostics.measure(RandomStream(sources if self.lead else sources[0]))
         return True
 
     def _due(self, before: int, every: int) -> bool:
@@ -456,6 +458,7 @@ class Training:
 
     def state_dict(self, index: int = 0) -> dict[str, Any]:
         """Everything that decides the future of one seed. Tensors and rings are the living ones, not copies."""
+        diagnostics = self.diagnostics
         return {
             "agent": self.agent.state_dict(index),
             "runner": self.runners.runners[index].state_dict(),
@@ -466,7 +469,7 @@ class Training:
             "evaluation_due": self.members[index].evaluation_due,
             "tasks": self.tasks.state_dict(),
             "returns": self.members[index].returns.state_dict(),
-            "diagnosing": {} if self.diagnostics is None else self.diagnostics.state_dict(),
+            "diagnosing": {} if diagnostics is None else of_seed(diagnostics.state_dict(), index, self.lead),
         }
 
     def load_state_dicts(self, states: Sequence[Mapping[str, Any]]) -> None:
@@ -484,7 +487,9 @@ class Training:
         names = states[0]["metrics"]
         self.metrics = {name: self._together([state["metrics"][name] for state in states]) for name in names}
         if self.diagnostics is not None:
-            self.diagnostics.load_state_dict(states[0]["diagnosing"])
+            saved = [state["diagnosing"] for state in states]
+            seen = {n: self._together([s["gradient_norms"][n] for s in saved]) for n in saved[0]["gradient_norms"]}
+            self.diagnostics.load_state_dict({**saved[0], "gradient_norms": seen})
 
     def _together(self, tensors: Sequence[Tensor]) -> Tensor:
         """Copies on the device, with the axis of seeds in front."""

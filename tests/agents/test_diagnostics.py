@@ -8,12 +8,25 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from agents import ppo
 from agents.diagnostics import AgentDiagnostics, representation_ranks
 from agents.plastic import Plasticity
 from envs import Step
 from plasticity.nap import NaP
 from plasticity.networks import projection
-from tests.agents.fakes import ANY_REPLAYING, FRAMES, VALUING_ACTIONS, fake_gradients, make_step, stream
+from tests.agents.fakes import (
+    ANY_REPLAYING,
+    BOX,
+    CPU,
+    FRAMES,
+    REPLAYING,
+    VALUING_ACTIONS,
+    VECTOR,
+    fake_gradients,
+    make_step,
+    stream,
+    streams,
+)
 from tests.agents.test_plastic import build, live, networks
 
 RANKS = ("feature_rank", "srank", "effective_rank", "dead_fraction", "samples", "features")
@@ -37,10 +50,25 @@ def test_every_network_of_an_agent(name):
     each += ["encoder"] if name == "td7" else []
     expected = [f"plasticity/{what}{part}" for what in WHOLE for part in ["", *(f"/{network}" for network in each)]]
     ranks = [f"representation/{what}" for what in RANKS] if name in ("beer", "dqn", "sac", "td3") else []
+    layers = {key: value for key, value in found.items() if key.startswith("plasticity/") and key.count("/") > 2}
+    assert_layers_make_the_whole(found, layers)
+    found = {key: value for key, value in found.items() if key not in layers}
     assert sorted(found) == sorted([*expected, *ranks, "speed/diagnostics_seconds"])
     assert all(value.shape == () and value.isfinite() for value in found.values())
     assert 1 <= found["plasticity/effective_rank"] <= 16
     assert found["plasticity/gradient_norm"] > 0
+
+
+def assert_layers_make_the_whole(found, layers):
+    """Hidden layers are equally wide, so shares of dormant units are means; heads have weights too."""
+    for name in {key.split("/")[2] for key in layers}:
+        whole = {what: found.get(f"plasticity/{what}/{name}", found[f"plasticity/{what}"]) for what in WHOLE[:3]}
+        own = {what: [v for key, v in layers.items() if key.startswith(f"plasticity/{what}/{name}/")] for what in WHOLE}
+        assert 1 <= len(own["dormant_fraction"]) == len(own["effective_rank"]) == len(own["weight_norm"])
+        assert own["gradient_norm"] == []
+        assert whole["dormant_fraction"] == pytest.approx(float(torch.stack(own["dormant_fraction"]).mean()))
+        assert whole["effective_rank"] == own["effective_rank"][-1]
+        assert whole["weight_norm"].square() > sum(norm.square() for norm in own["weight_norm"])
 
 
 @pytest.mark.parametrize("name", ANY_REPLAYING)
@@ -168,9 +196,61 @@ def test_networks_that_read_an_encoder_are_refused():
         AgentDiagnostics(build("symphony", encoder_features=4))
 
 
-def test_a_population_is_refused():
-    with pytest.raises(ValueError, match="cannot train its seeds as a population"):
-        AgentDiagnostics(build("td3", seeds=(0, 1)))
+@pytest.mark.parametrize("name", [*REPLAYING, "ppo"])
+def test_a_population_is_measured_as_its_seeds_are(name):
+    more = {"rollout_steps": 8, "minibatches": 2, "epochs": 1} if name == "ppo" else {}
+    build_one = build_ppo if name == "ppo" else build
+    together, alone = build_one(name, seeds=(3, 4), **more), [build_one(name, seeds=seed, **more) for seed in (3, 4)]
+    watching = [AgentDiagnostics(agent) for agent in (together, *alone)]
+    world = torch.Generator().manual_seed(0)
+    worlds = torch.randn(2, 24, 2, 1, 3, generator=world)
+    found = []
+    for agent, diagnostics, seeds in zip((together, *alone), watching, ([3, 4], 3, 4), strict=True):
+        which = (0, 1) if agent is together else (seeds - 3,)
+        for t in range(16):
+            step_in(agent, [worlds[s][t] for s in which])
+        own = diagnostics.measure(stream(seeds))
+        for t in range(16, 24):
+            step_in(agent, [worlds[s][t] for s in which])
+            own |= diagnostics.gradient_norms()
+        found.append(own)
+    assert found[0].keys() == found[1].keys() == found[2].keys()
+    assert "plasticity/gradient_norm" in found[0]
+    for key, value in found[0].items():
+        assert value.shape == (2,)
+        if not key.startswith("speed/"):
+            torch.testing.assert_close(value, torch.stack([found[1][key], found[2][key]]), rtol=2e-3, atol=2e-3)
+
+
+def build_ppo(name, seeds=0, **settings):
+    config = ppo.Config(hidden=(16, 16), **settings)
+    return ppo.Agent(VECTOR, BOX, config, num_envs=1, device=CPU, streams=streams(seeds))
+
+
+def step_in(agent, worlds):
+    """One step of each seed, from and to observations [2, 1, 3]."""
+    lead = agent.lead
+    obs, following = (torch.stack([w[part] for w in worlds]).view(*lead, 1, 3) for part in (0, 1))
+    agent.act(obs, explore=True)
+    flat = make_step(following.reshape(-1, 3), 0.5)
+    fields = {name: getattr(flat, name) for name in Step.__slots__}
+    agent.observe(Step(**{name: value.reshape(*lead, 1, *value.shape[1:]) for name, value in fields.items()}))
+    agent.update()
+
+
+def test_ppo_is_measured_on_its_last_rollout():
+    agent = build_ppo("ppo", rollout_steps=8, minibatches=2, epochs=1)
+    for t in range(8):
+        step_in(agent, [torch.randn(2, 1, 3, generator=torch.Generator().manual_seed(t))])
+    with torch.no_grad():
+        agent.net.policy[0].weight[:5] = 0
+        agent.net.policy[0].bias[:5] = 0
+    found = AgentDiagnostics(agent).measure(stream(1))
+    layers = [key.removeprefix("plasticity/dormant_fraction/net/") for key in found if "dormant_fraction/net/" in key]
+    assert layers == ["policy.1", "policy.3", "value.1", "value.3"]
+    assert found["plasticity/dormant_fraction/net/policy.1"] >= 5 / 16
+    heads = [found[f"plasticity/effective_rank/net/{layer}"] for layer in ("policy.3", "value.3")]
+    assert found["plasticity/effective_rank"] == pytest.approx(float(sum(heads)) / 2)
 
 
 @pytest.mark.parametrize("name", ANY_REPLAYING)

@@ -216,3 +216,20 @@ def test_a_state_without_priorities_or_of_another_size_is_refused():
         make_replay(60, 2).load_state_dict(uniform.state_dict())
     with pytest.raises(ValueError, match="has no priorities that fit"):
         make_replay(3000, 2).load_state_dict(make_replay(60, 2).state_dict())
+
+
+def test_a_cleared_replay_draws_only_what_came_after():
+    replay = make_replay(30, 2)
+    story = Story(replay, 2)
+    for t in range(25):
+        story.play([t % 4 == 3, False], [False, False])
+        replay.sample(4, 0.99)
+        replay.set_priorities(torch.full((4,), 50.0))
+    replay.clear()
+    first = story.obs[:, 0]
+    for _ in range(3):
+        story.play([False, True], [False, False])
+    drawn = replay.sample(400, 0.99).obs[:, 0].unique()
+    new = [key for row in (0, 1) for key in story.transitions[row] if key >= first[row]]
+    assert drawn.tolist() == sorted(new)
+    assert leaves(replay)[leaves(replay) > 0].tolist() == [1.0] * 6

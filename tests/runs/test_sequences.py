@@ -80,6 +80,9 @@ def test_current_evaluates_the_rest_only_where_a_task_ends(tmp_path):
     assert some == {key: value for key, value in whole.items() if key not in left_out}
 
 
+ROBOTS = ["--env", "dmc/cartpole-balance", "dmc/pendulum-swingup", "--env-set", "time_limit=0.4"]
+ROLLOUT = ["--rollout-steps", "16", "--minibatches", "2"]
+QUIET = ["--eval-episodes", "1", "--no-tensorboard", "--quiet"]
 RUNS = {
     "replay cleared": ("dqn", [*THREE, *SHORT, "--replay-at-switch", "clear", "--diagnostics-every", "25"]),
     "in the background": ("dqn", [*THREE, *SHORT, "--overlap", "--with", "reset", "--num-envs", "2"]),
@@ -87,12 +90,8 @@ RUNS = {
         "dqn",
         ["--env", "sequence/shuffled-cartpole", "--switch-episodes", "3", *LENGTH, *SHORT, "--eval-tasks", "current"],
     ),
-    "ppo on two robots": (
-        "ppo",
-        ["--env", "dmc/cartpole-balance", "dmc/pendulum-swingup", "--env-set", "time_limit=0.4", "--switch-every", "60",
-         *LENGTH, "--hidden", "8", "--rollout-steps", "16", "--minibatches", "2", "--eval-episodes", "1", "--no-tensorboard", "--quiet"],
-    ),
-}  # fmt: skip
+    "ppo on two robots": ("ppo", [*ROBOTS, "--switch-every", "60", *LENGTH, *QUIET, "--hidden", "8", *ROLLOUT]),
+}
 
 
 @pytest.mark.parametrize(("agent", "arguments"), RUNS.values(), ids=list(RUNS))
@@ -160,10 +159,9 @@ def test_a_cleared_replay_waits_for_a_batch_and_forgets_the_old_task(tmp_path, m
 
 
 def test_symphony_explores_again_behind_a_cleared_replay(tmp_path):
-    arguments = ["--env", "dmc/cartpole-balance", "dmc/pendulum-swingup", "--env-set", "time_limit=0.4"]
-    arguments += ["--switch-every", "40", "--steps", "70", "--hidden", "8", "8", "--nodes", "4", "--batch-size", "4"]
-    arguments += ["--warmup-steps", "10", "--replay-capacity", "30", "--eval-episodes", "1", "--eval-every", "70"]
-    training = training_of(tmp_path, *arguments, "--replay-at-switch", "clear", agent="symphony")
+    arguments = [*ROBOTS, "--switch-every", "40", "--steps", "70", "--eval-every", "70", "--hidden", "8", "8"]
+    arguments += ["--nodes", "4", "--batch-size", "4", "--warmup-steps", "10", "--replay-capacity", "30"]
+    training = training_of(tmp_path, *arguments, *QUIET, "--replay-at-switch", "clear", agent="symphony")
     updates = []
     advance = training.advance
     training.advance = lambda: (advance(), updates.append(training.agent.updates))

@@ -192,7 +192,7 @@ def test_one_process_or_several_make_the_same_run(finished, tmp_path):
 def test_overlapped_runs_repeat_and_are_one_round_of_updates_behind(tmp_path, env_id):
     hashes, updates = [], []
     for name, more in (("a", ["--overlap"]), ("b", ["--overlap"]), ("c", [])):
-        flags = [*QUICK, "--env", env_id, "--steps", "160", "--num-envs", "2", "--seeds", "1", *more]
+        flags = [*QUICK[2:], "--env", env_id, "--steps", "160", "--num-envs", "2", "--seeds", "1", *more]
         assert main(["train", "td3", *flags[2:], "--out", str(tmp_path), "--name", name]) == 0
         state = checkpoint.read_seed(checkpoint.newest(tmp_path / name), 0)
         hashes.append(checkpoint.state_hash(state))
@@ -277,7 +277,7 @@ def test_nan_observation_stops_the_run(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(InvertedPendulumEnv, "step", step)
     flags = ["--env", "gym/InvertedPendulum-v5", "--steps", "2000", "--seeds", "1", "--eval-every", "2000"]
-    assert train(tmp_path, *flags) == 1
+    assert main(["train", "td3", *QUICK[2:], *flags, "--out", str(tmp_path), "--name", "run"]) == 1
     assert re.search(r"the observation of row 0 is not finite, at step \d+ of seed 0", capsys.readouterr().err)
     assert "observation" in read_json(tmp_path / "run" / "status.json")["error"]
 
