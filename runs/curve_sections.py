@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
 from runs import figures, page
-from runs.matrix_section import ACCURACY
+from runs.matrix_section import in_a_matrix
 from runs.page import section
 from runs.report import RETURNS, Report
 
@@ -44,7 +45,13 @@ def _curves(report: Report, metric: str, heading: str, panels: dict[str, list[fi
     """One place: a large panel, drawn once for wide and once for narrow screens. Several: one small panel each."""
     if len(report.places) > 1:
         return _grid(report, {place: (metric, lines) for place, lines in panels.items()}, heading)
-    (lines,) = panels.values()
+    ((place, lines),) = panels.items()
+    changes = report.task_changes(place)
+    if changes:
+        tasks = dict.fromkeys(changes.values())
+        each = {task: (metric, found) for task in tasks if (found := report.lines(metric, place, task))}
+        begun = ", ".join(f"{name} at {step:,}" for step, name in changes.items())
+        return _grid(report, each, heading, changes) + f'<p class="note">Dotted: a task begins, {escape(begun)}.</p>'
     label = "return" if metric in RETURNS else metric.rpartition("/")[2].replace("_", " ")
     what = f"{heading} against {report.step_label}: {_last_in_words(lines)}"
     drawings = []
@@ -62,13 +69,18 @@ def _last_in_words(lines: Sequence[figures.Line]) -> str:
     return "; ".join(ends[:12]) or "nothing recorded at common steps"
 
 
-def _grid(report: Report, panels: dict[str, tuple[str, list[figures.Line]]], heading: str) -> str:
-    """Small panels, title -> (metric, lines), that flow into as many columns as the screen holds."""
+def _grid(
+    report: Report,
+    panels: dict[str, tuple[str, list[figures.Line]]],
+    heading: str,
+    marks: Iterable[int] = (),
+) -> str:
+    """Small panels, title -> (metric, lines), that flow into as many columns as the screen holds. marks: of steps."""
     legend: dict[str, int] = {}
     drawn = []
     for title, (metric, lines) in panels.items():
         legend |= {line.label: line.style for line in lines}
-        drawing = figures.curve_panel(lines, report.step_label, size=SMALL, title=title)
+        drawing = figures.curve_panel(lines, report.step_label, size=SMALL, title=title, marks=marks)
         prefix = page.slug(f"{heading} {metric} {title} {len(drawn)}")
         svg = figures.inline_svg(drawing, f"{title}: {_last_in_words(lines)}", prefix)
         drawn.append(page.figure(f'<div class="plot">{svg}</div>', data=figures.hover_data(lines)))
@@ -79,7 +91,7 @@ def _grid(report: Report, panels: dict[str, tuple[str, list[figures.Line]]], hea
 
 def diagnostics(report: Report) -> Iterator[str]:
     """Small panels of everything else that has a curve, plasticity first; folded by place if there are several."""
-    left = [name for name in report.metrics if name not in {*RETURNS, report.main_metric} and not ACCURACY.match(name)]
+    left = [name for name in report.metrics if name not in {*RETURNS, report.main_metric} and not in_a_matrix(name)]
     plasticity = [name for name in left if name.startswith("plasticity/")]
     others = sorted((name for name in left if name not in plasticity), key=_place_in_order)
     for heading, names, note in (("Plasticity", plasticity, _PLASTICITY), ("Other measurements", others, "")):
@@ -94,7 +106,9 @@ def diagnostics(report: Report) -> Iterator[str]:
 
 def _measurements(report: Report, names: Sequence[str], place: str, heading: str) -> str:
     """The panels of one place; what never changes is named instead of drawn."""
-    lines = {name: found for name in names if figures.has_curve(found := report.lines(name, place))}
+    alone = [name for name in names if not _is_of_layer(name)]
+    lines = {name: found for name in alone if figures.has_curve(found := report.lines(name, place))}
+    lines |= _layers(report, [name for name in names if _is_of_layer(name)], place)
     constant = {
         name: found for name, found in lines.items() if len({v for line in found for v in line.values.flat}) == 1
     }
@@ -104,7 +118,24 @@ def _measurements(report: Report, names: Sequence[str], place: str, heading: str
     told = [f"{len(moving) - len(kept)} more are in the table of final values."] * (len(kept) < len(moving))
     told += [f"Not drawn, because constant: {', '.join(constant)}."] * bool(constant)
     notes = "".join(f'<p class="note">{escape(sentence)}</p>' for sentence in told)
-    return (_grid(report, kept, heading) if kept else "") + notes
+    return (_grid(report, kept, heading, report.task_changes(place)) if kept else "") + notes
+
+
+def _is_of_layer(name: str) -> bool:
+    """Whether a metric is of one layer of a network: plasticity/WHAT/NETWORK/LAYER."""
+    return name.startswith("plasticity/") and name.count("/") > 2
+
+
+def _layers(report: Report, names: Sequence[str], place: str) -> dict[str, list[figures.Line]]:
+    """Of a single run, one panel for each WHAT/NETWORK, with a line for each layer; several runs have their table."""
+    found: dict[str, list[figures.Line]] = {}
+    for name in names if not report.several else ():
+        what, _, layer = name.rpartition("/")
+        for line in report.lines(name, place):
+            label = layer if layer not in report.labels else f"layer {layer}"
+            style = report.styles.setdefault(label, len(report.styles))
+            found.setdefault(f"{what}, layers", []).append(dataclasses.replace(line, label=label, style=style))
+    return {name: lines for name, lines in found.items() if figures.has_curve(lines)}
 
 
 def _place_in_order(name: str) -> int:

@@ -132,11 +132,24 @@ def _ends_early(line: Line) -> bool:
 
 
 def curve_panel(
-    lines: Sequence[Line], x_label: str, y_label: str = "", *, size: tuple[float, float], title: str = ""
+    lines: Sequence[Line],
+    x_label: str,
+    y_label: str = "",
+    *,
+    size: tuple[float, float],
+    title: str = "",
+    marks: Iterable[int] = (),
 ) -> Figure:
-    """One panel of curves for a page, size in inches; a sentence in it if there is nothing to draw."""
+    """One panel of curves for a page, size in inches; a sentence in it if there is nothing to draw.
+
+    marks: steps at which an upright line says that something begins.
+    """
     figure, (axes,) = _new_figure(size)
     _draw_curves(axes, lines, x_label, y_label, PAGE)
+    left, right = axes.get_xlim()
+    for step in marks:
+        if left <= step < right:
+            axes.axvline(step, color=PAGE.soft, linewidth=0.9, linestyle=(0, (1, 2)))
     if title:
         axes.set_title(plain(title), color=PAGE.text, fontsize=10, loc="left", fontweight="bold")
     return figure

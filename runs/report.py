@@ -6,6 +6,7 @@ on the page is in `sections.py`, how it looks in `page.py`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from runs.compare import has_direction, lower_is_better
 from runs.errors import UsageError, nearest
 from runs.files import replacing, write_atomically
 from runs.results import Run, method_labels, read_runs
+from runs.tasks import TASK
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,10 +59,26 @@ class Report:
             return known
         return next((name for name in self.metrics if figures.has_curve(self.lines(name))), "eval/return")
 
-    def lines(self, metric: str, place: str | None = None) -> list[figures.Line]:
-        """A metric's lines, one a run and task, in one place or (if there is only one) everywhere."""
+    def lines(self, metric: str, place: str | None = None, task: str | None = None) -> list[figures.Line]:
+        """A metric's lines, one a run and task, in one place or (if there is only one) everywhere; of one task only."""
         chosen = [(label, run) for label, run in zip(self.labels, self.runs, strict=True) if place in (None, run.place)]
-        return figures.lines_of({label: run.metrics.get(metric, []) for label, run in chosen}, metric, self.styles)
+        rows = {label: run.metrics.get(metric, []) for label, run in chosen}
+        if task is not None:
+            rows = {label: [row for row in own if row.task == task] for label, own in rows.items()}
+        if task is not None or metric.startswith("plasticity/"):  # of the networks, whatever their task is
+            rows = {label: [dataclasses.replace(row, task=None) for row in own] for label, own in rows.items()}
+        return figures.lines_of(rows, metric, self.styles)
+
+    def task_changes(self, place: str) -> dict[int, str]:
+        """By step, the task that began there in all seeds of all runs of a place; none where they do not agree."""
+        runs = [run for run in self.runs if run.place == place]
+        each = [
+            {row.step: str(row.task) for row in run.metrics.get(TASK, []) if row.seed == seed}
+            for run in runs
+            for seed in sorted({row.seed for row in run.metrics.get(TASK, [])})
+        ]
+        longest = max(each, key=len, default={})
+        return longest if all(own.items() <= longest.items() for own in each) else {}
 
     @property
     def higher_is_better(self) -> bool:

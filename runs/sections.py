@@ -16,7 +16,7 @@ from runs.compare import FEW_SEEDS
 from runs.comparison_sections import aggregate, bars_section, comparison
 from runs.curve_sections import diagnostics, main_curves
 from runs.films import film_of
-from runs.matrix_section import ACCURACY, matrices
+from runs.matrix_section import in_a_matrix, matrices, sequences
 from runs.page import section, table, value_cell
 from runs.probe_section import probe_section
 from runs.report import RETURNS, Report
@@ -32,6 +32,7 @@ def render_page(report: Report) -> str:
     sections = [_summary(report), *main_curves(report), aggregate(report), comparison(report), bars_section(report)]
     sections += [
         _films(report),
+        sequences(report),
         matrices(report),
         probe_section(report.runs),
         *diagnostics(report),
@@ -134,7 +135,7 @@ def _final_values(report: Report) -> str:
     rows = [
         _final_row(report, measure(run, name, task))
         for name in names
-        if not ACCURACY.fullmatch(name)
+        if not in_a_matrix(name)
         for run in report.runs
         for task in run.tasks(name)
     ]

@@ -50,7 +50,7 @@ class Tasks:
         sequence = sequence_of(runner)
         self.names: list[str | None] = [None] if sequence is None else list(sequence.task_names)
         self.in_sequence = sequence is not None
-        self.evaluates_all = config.eval_tasks == "all"
+        self.evaluates_all, self.steps = config.eval_tasks == "all", config.steps
         self.reference = config.reference
         self.batch_size = getattr(config.agent_config, "batch_size", 1)
         self._ids = [] if sequence is None else [task.env_id for task in sequence.tasks]
@@ -83,16 +83,16 @@ class Tasks:
         """Whether the replay was cleared so lately that it does not hold a batch yet."""
         return self.cleared_at is not None and steps - self.cleared_at < self.batch_size
 
-    def to_evaluate(self, step: int, steps: int) -> list[int]:
+    def to_evaluate(self, step: int) -> list[int]:
         """The tasks of an evaluation: all at the start, where a task ends and at the end of the run."""
-        return list(range(len(self.names))) if self.evaluates_all or self._counts(step, steps) else [self.current]
+        return list(range(len(self.names))) if self.evaluates_all or self._counts(step) else [self.current]
 
-    def _counts(self, step: int, steps: int) -> bool:
-        return step == 0 or self.changed or step >= steps
+    def _counts(self, step: int) -> bool:
+        return step == 0 or self.changed or step >= self.steps
 
-    def count_visit(self, step: int, steps: int) -> bool:
+    def count_visit(self, step: int) -> bool:
         """Whether the evaluation at this step, of all tasks, is one after a visit (or the first); then count it."""
-        if not self.in_sequence or not self._counts(step, steps):
+        if not self.in_sequence or not self._counts(step):
             return False
         if step:
             self.visits.append(self.current)
@@ -119,7 +119,7 @@ class Tasks:
         returns.curve = [(step, found[self._following])]
         for name, value in self._measures(returns).items():
             yield Row(step, f"cl/{name}", value, seed)
-        if self.changed:
+        if self.changed and step < self.steps:
             yield Row(step, TASK, self._following, seed, self.names[self._following])
 
     def _measures(self, returns: Returns) -> dict[str, float]:

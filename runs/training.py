@@ -399,15 +399,15 @@ class Training:
         due = [index for index, member in self._remaining() if member.evaluation_due]
         if not due:
             return
-        now, steps, found = self.agent.steps, self.config.steps, {}
-        for task in self.tasks.to_evaluate(now, steps):
+        now, found = self.agent.steps, {}
+        for task in self.tasks.to_evaluate(now):
             scores = self._scores(task, stop, set(range(len(self.seeds))) - set(due))
             if scores is None:
                 return
             found[task] = scores
         for scores in found.values():
             self._lose_broken(scores.errors)
-        counts = self.tasks.count_visit(now, steps)
+        counts = self.tasks.count_visit(now)
         for index in due:
             member = self.members[index]
             if member.lost is None:

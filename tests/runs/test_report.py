@@ -210,6 +210,48 @@ def test_tasks_are_lines_of_their_own(tmp_path: Path):
     assert "eval/return at the end of training, mean over tasks, over seeds" in page.text
 
 
+def sequence_rows(shift: float = 0.0) -> list[Row]:
+    """Two tasks in turn, A at 0 and B at 100, two seeds; layers and networks are measured too."""
+    returns = {0: (1.0, -50.0), 50: (6.0, -50.0), 100: (11.0, -40.0), 150: (8.0, -20.0), 200: (5.0, -10.0)}
+    rows = []
+    for seed in (0, 1):
+        for step, values in returns.items():
+            rows += [Row(step, "eval/return", v + shift, seed, t) for v, t in zip(values, "AB", strict=True)]
+        for after, step in enumerate((0, 100, 200)):
+            pair = enumerate(returns[step])
+            rows += [Row(step, f"return/task_{j}_after_{after}", v + shift, seed) for j, v in pair]
+        rows += [Row(0, "sequence/task", 0, seed, "A"), Row(100, "sequence/task", 1, seed, "B")]
+        rows += [Row(200, "cl/forgetting", 6.0, seed), Row(200, "cl/fwt", 10.0, seed)]
+        for step, task in ((50, "A"), (100, "A"), (150, "B"), (200, "B")):
+            rows.append(Row(step, "plasticity/dormant_fraction", step / 1000, seed, task))
+            for layer in ("net.1", "net.3"):
+                rows.append(Row(step, f"plasticity/dormant_fraction/net/{layer}", step / 500, seed, task))
+    return rows
+
+
+def test_a_sequence_has_a_panel_for_each_task_its_matrix_and_what_was_kept(tmp_path: Path):
+    config = {**CONFIG, "env": ["A", "B"], "seeds": [0, 1]}
+    run = write_run(tmp_path / "run", config, sequence_rows())
+    html = render_page(read_report([run]))
+    page = Page(html)
+    assert "Tasks in turn" in page.headings
+    assert page.row("untrained") == ["untrained", "1", "-50"]
+    assert page.row("after A") == ["after A", "11", "-40"]
+    assert page.row("after B") == ["after B", "5", "-10"]
+    assert page.row("cl/forgetting")[1].startswith("6")
+    assert "Dotted: a task begins, A at 0, B at 100." in page.text
+    titles = [dict(attributes).get("aria-label") or "" for tag, attributes in page.tags if tag == "svg"]
+    assert [title.partition(":")[0] for title in titles[:2]] == ["A", "B"]
+    assert "dormant fraction: td3 ends at 0.2" in " ".join(titles)  # one line, whatever the task
+    assert "dormant fraction/net, layers: net.1 ends at 0.4; net.3 ends at 0.4" in " ".join(titles)
+    assert not [row for row in page.rows if row and row[0].startswith(("return/task", "sequence/task"))]
+    other = write_run(tmp_path / "other", config, sequence_rows(1.0))
+    both = Page(render_page(read_report([run, other])))
+    lines = [attributes["data-line"] for _, attributes in both.tags if "data-line" in attributes]
+    assert set(lines) >= {"run", "other"}
+    assert len([row for row in both.rows if row and row[0] == "cl/fwt"]) >= 2
+
+
 def test_a_run_without_evaluation_gets_a_sentence(tmp_path: Path):
     rows = [row for row in learning_rows() if row.name != "eval/return"]
     run = write_run(tmp_path / "run", rows=rows)
