@@ -118,6 +118,11 @@ class FadingReplay:
         # Every slot has changed, and the next row goes into slot 0.
         self.head.copy_((self.head // self.slots + 2) * self.slots)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it waits for the exploration that fills it."""
+        return self.explored < self.exploration_steps
+
     def sample(self, batch_size: int, discount: float) -> Batch:
         """B transitions, independent and with replacement, by age."""
         return self.gather(self.draw(batch_size), discount)

@@ -204,6 +204,11 @@ class Replay:
         self.start.copy_(self.head)
         self._cleared = True
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to sample in some seed."""
+        return not bool((self.head > self.start).view(-1, self.num_envs).any(-1).all())
+
     def sample(self, batch_size: int, discount: float, n_step: int = 1) -> Batch:
         """B transitions, with replacement, from all that are stored; for each seed from its own.
 

@@ -215,10 +215,10 @@ def _chosen(found: Mapping[str, Any] | list[str], network: str | None) -> list[s
 def _visited(agent: Agent, runner: Runner, count: int) -> tuple[Tensor, Tensor]:
     """Observations, as the networks see them, and the actions taken there.
 
-    From the agent's replay or its last rollout; by acting where it has neither yet.
+    From the agent's replay or its last rollout; by acting where it has neither yet, or the replay was just cleared.
     """
     replay: Any = getattr(agent, "replay", None)
-    if replay is not None and agent.updates > 0:
+    if replay is not None and agent.updates > 0 and not replay.is_empty:
         batch = replay.sample(count, 1.0)
         return _distinct_pairs(as_seen(agent, batch.obs), batch.action)
     if isinstance(agent, PPO) and agent.updates > 0:

@@ -253,21 +253,27 @@ def final_values(rows: Iterable[Row], name: str, task: int | str | None = None) 
     return {seed: _mean_or_missing(last[seed][1]) for seed in sorted(last)}
 
 
-def summarise_rows(rows: Sequence[Row]) -> dict[str, Summary]:
-    """The last value of every metric, over seeds. Of one with tasks: NAME/TASK of each, and NAME, the mean over them.
+def means_over_tasks(rows: Sequence[Row], name: str) -> dict[int, float | None]:
+    """The mean of a metric's last values over its tasks, for each seed that has all of them; its value without tasks.
 
-    A seed that lacks the metric in a task is not in that mean.
+    None if one of them is missing.
     """
-    tasks: dict[str, dict[int | str | None, None]] = defaultdict(dict)
+    tasks = dict.fromkeys(row.task for row in rows if row.name == name)
+    finals = [final_values(rows, name, task) for task in tasks]
+    seeds = sorted(set.intersection(*map(set, finals))) if finals else []
+    return {seed: _mean_or_missing([values[seed] for values in finals]) for seed in seeds}
+
+
+def summarise_rows(rows: Iterable[Row]) -> dict[str, Summary]:
+    """The last value of every metric, over seeds. Of one with tasks NAME, its mean over them, and NAME/TASK of each."""
+    by_name: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        tasks[row.name][row.task] = None
+        by_name[row.name].append(row)
     found: dict[str, Summary] = {}
-    for name, of_name in tasks.items():
-        finals = {task: final_values(rows, name, task) for task in of_name}
-        seeds = sorted(set.intersection(*(set(values) for values in finals.values())))
-        columns = [[values[seed] for values in finals.values()] for seed in seeds]
-        found[name] = summarise(_mean_or_missing(column) for column in columns)
-        found |= {f"{name}/{task}": summarise(values.values()) for task, values in finals.items() if task is not None}
+    for name, own in by_name.items():
+        found[name] = summarise(means_over_tasks(own, name).values())
+        for task in dict.fromkeys(row.task for row in own if row.task is not None):
+            found[f"{name}/{task}"] = summarise(final_values(own, name, task).values())
     return found
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from runs.files import write_atomically
 from runs.record import TABLE, Row, read_table
-from runs.statistics import final_values
+from runs.statistics import final_values, means_over_tasks
 from runs.sweep_file import Trial
 
 RESULTS = "results.jsonl"
@@ -38,7 +38,7 @@ def final_return(run: Path) -> tuple[float, int] | None:
     """The last `eval/return` of a run, mean over the seeds that have one, and their number. None if no seed has."""
     if not (run / TABLE).is_file():
         return None
-    finals = [value for value in final_values(read_table(run), "eval/return").values() if value is not None]
+    finals = [value for value in means_over_tasks(read_table(run), "eval/return").values() if value is not None]
     return (sum(finals) / len(finals), len(finals)) if finals else None
 
 

@@ -45,13 +45,14 @@ def measured(agent, diagnostics, steps=10):
 def test_every_network_of_an_agent(name):
     agent = build(name)
     live(agent, 20)
-    found = measured(agent, AgentDiagnostics(agent))
+    diagnostics = AgentDiagnostics(agent)
+    found = measured(agent, diagnostics)
     each = [] if name in VALUING_ACTIONS else ["actor", "critic" if name in ("beer", "ddpg") else "critics"]
     each += ["encoder"] if name == "td7" else []
     expected = [f"plasticity/{what}{part}" for what in WHOLE for part in ["", *(f"/{network}" for network in each)]]
     ranks = [f"representation/{what}" for what in RANKS] if name in ("beer", "dqn", "sac", "td3") else []
     layers = {key: value for key, value in found.items() if key.startswith("plasticity/") and key.count("/") > 2}
-    assert_layers_make_the_whole(found, layers)
+    assert_layers_make_the_whole(found, layers, {n: own.features for n, own in diagnostics.networks.items()})
     found = {key: value for key, value in found.items() if key not in layers}
     assert sorted(found) == sorted([*expected, *ranks, "speed/diagnostics_seconds"])
     assert all(value.shape == () and value.isfinite() for value in found.values())
@@ -59,15 +60,20 @@ def test_every_network_of_an_agent(name):
     assert found["plasticity/gradient_norm"] > 0
 
 
-def assert_layers_make_the_whole(found, layers):
-    """Hidden layers are equally wide, so shares of dormant units are means; heads have weights too."""
+def assert_layers_make_the_whole(found, layers, features):
+    """Hidden layers are equally wide, so shares of dormant units are means; heads have weights too, and read features.
+
+    Where there are two streams, both have some.
+    """
     for name in {key.split("/")[2] for key in layers}:
         whole = {what: found.get(f"plasticity/{what}/{name}", found[f"plasticity/{what}"]) for what in WHOLE[:3]}
         own = {what: [v for key, v in layers.items() if key.startswith(f"plasticity/{what}/{name}/")] for what in WHOLE}
         assert 1 <= len(own["dormant_fraction"]) == len(own["effective_rank"]) == len(own["weight_norm"])
         assert own["gradient_norm"] == []
         assert whole["dormant_fraction"] == pytest.approx(float(torch.stack(own["dormant_fraction"]).mean()))
-        assert whole["effective_rank"] == own["effective_rank"][-1]
+        read = torch.stack([found[f"plasticity/effective_rank/{name}/{layer}"] for layer in features[name]])
+        assert len(read) == (2 if any("advantage" in key for key in layers) else 1)
+        assert whole["effective_rank"] == read.mean()
         assert whole["weight_norm"].square() > sum(norm.square() for norm in own["weight_norm"])
 
 

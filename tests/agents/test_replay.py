@@ -305,7 +305,9 @@ def test_after_clear_all_new_transitions_are_equally_likely(before):
     story = Story(replay, 2)
     for k in range(before):
         story.play([k % 3 == 2, False], [False, False])
+    assert replay.is_empty == (before == 0)
     replay.clear()
+    assert replay.is_empty
     first = story.obs[:, 0].long().tolist()
     for _ in range(4):
         story.play([True, False], [False, False])

@@ -10,11 +10,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import envs
 from agents.plastic import Plasticity
 from agents.replay import Replay
 from runs import checkpoint, transfer
 from runs.cli import main
 from runs.config import RunConfig
+from runs.probe_subjects import _visited
 from runs.record import read_table
 from runs.train import prepare
 from runs.training import Training
@@ -156,6 +158,9 @@ def test_a_cleared_replay_waits_for_a_batch_and_forgets_the_old_task(tmp_path, m
         seen = {60: 4, 120: 2, 200: 6}[next(end for end in (60, 120, 200) if step <= end)]
         assert (obs[:, seen:] == 0).all()
         assert (obs[:, seen - 1] != 0).any()
+    training.agent.replay.clear()  # a checkpoint right behind a change is like that
+    visited, taken = _visited(training.agent, envs.make(TASKS, 1, 0, switch_every=60), 5)
+    assert (visited.shape, taken.shape) == ((5, 6), (5,))
 
 
 def test_symphony_explores_again_behind_a_cleared_replay(tmp_path):

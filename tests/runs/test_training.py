@@ -192,7 +192,7 @@ def test_one_process_or_several_make_the_same_run(finished, tmp_path):
 def test_overlapped_runs_repeat_and_are_one_round_of_updates_behind(tmp_path, env_id):
     hashes, updates = [], []
     for name, more in (("a", ["--overlap"]), ("b", ["--overlap"]), ("c", [])):
-        flags = [*QUICK[2:], "--env", env_id, "--steps", "160", "--num-envs", "2", "--seeds", "1", *more]
+        flags = [*QUICK, "--env", env_id, "--steps", "160", "--num-envs", "2", "--seeds", "1", *more]
         assert main(["train", "td3", *flags[2:], "--out", str(tmp_path), "--name", name]) == 0
         state = checkpoint.read_seed(checkpoint.newest(tmp_path / name), 0)
         hashes.append(checkpoint.state_hash(state))
@@ -307,9 +307,9 @@ def test_episodes_are_reported_with_their_step():
     ended = make_step(torch.zeros(2, 3), truncated=True)
     ended.episode_return[:] = torch.tensor([3.5, -1.0])
     ended.episode_length[:] = torch.tensor([7, 9])
-    episodes.add(going, 2)
-    episodes.add(ended, 4)
-    assert episodes.drain() == [(4, 3.5, 7.0), (4, -1.0, 9.0)]
+    episodes.add(going, 2, torch.zeros(1, dtype=torch.int64))
+    episodes.add(ended, 4, torch.tensor([0, 1]))
+    assert episodes.drain() == [(4, 3.5, 7.0, 0), (4, -1.0, 9.0, 1)]
     assert episodes.drain() == []
 
 
