@@ -84,8 +84,8 @@ def sequence_of(runner: Runner) -> SequenceRunner | None:
 
 def steps_of_task(runner: Runner) -> int | None:
     """Steps, over all rows, from one change of task to the next; None for one task, or tasks of so many episodes."""
-    sequence = getattr(runner, "runner", runner)
-    every = getattr(sequence, "switch_every", None)
+    sequence = sequence_of(runner)
+    every = None if sequence is None else sequence.switch_every
     return None if every is None else -(-every // runner.num_envs) * runner.num_envs
 
 

@@ -39,7 +39,7 @@ def _schedule(config: RunConfig, task_steps: int | None) -> Schedule:
         return Cosine(config.steps, config.lr_warmup, end=config.lr_end)
     if task_steps is None:
         raise ValueError(
-            f"--lr-schedule cosine-restart begins again where the task changes, and {config.env} has no tasks of so "
+            f"--lr-schedule cosine-restart begins again where the task changes, and {config.place} has no tasks of so "
             "many steps; use cosine"
         )
     return Cosine(task_steps, config.lr_warmup, end=config.lr_end, restart=True)

@@ -37,7 +37,8 @@ def test_options_of_presets_exist():
 def test_a_nap_preset_has_nap_and_a_schedule(agent, preset):
     """Prepared, and so built once, without training."""
     small = [] if agent == "ppo" else ["--replay-capacity", "5000"]
-    arguments = ["--env", ENVS[preset], "--preset", preset, "--steps", "20000", *small]
+    tasks = ["--switch-every", "10000"] if preset.endswith("sequence") else []
+    arguments = ["--env", ENVS[preset], "--preset", preset, "--steps", "20000", *tasks, *small]
     config, _ = prepare(agent, arguments)
     assert config.interventions == "nap"
     assert advice(config) is None
@@ -70,5 +71,5 @@ def test_steps_of_a_task_are_whole_rounds():
     runner.reset()
     for _ in range(8):
         runner.step(torch.zeros(3, dtype=torch.int64))
-    assert [switch.step for switch in envs.sequence.switches(runner)][1:] == [12, 24]
+    assert [switch.step for switch in runner.switches][1:] == [12, 24]
     assert envs.sequence.steps_of_task(envs.make("gym/CartPole-v1", 1)) is None
