@@ -52,7 +52,9 @@ def test_every_network_of_an_agent(name):
     expected = [f"plasticity/{what}{part}" for what in WHOLE for part in ["", *(f"/{network}" for network in each)]]
     ranks = [f"representation/{what}" for what in RANKS] if name in ("beer", "dqn", "sac", "td3") else []
     layers = {key: value for key, value in found.items() if key.startswith("plasticity/") and key.count("/") > 2}
-    assert_layers_make_the_whole(found, layers, {n: own.features for n, own in diagnostics.networks.items()})
+    assert len(layers) >= 3
+    if name in REPLAYING:
+        assert_layers_make_the_whole(found, layers, {n: own.features for n, own in diagnostics.networks.items()})
     found = {key: value for key, value in found.items() if key not in layers}
     assert sorted(found) == sorted([*expected, *ranks, "speed/diagnostics_seconds"])
     assert all(value.shape == () and value.isfinite() for value in found.values())
