@@ -304,9 +304,10 @@ class Replay:
         if self.stack == 1:
             return self.frame.index_select(0, at)
         rows = first[:, None] + ((at - first)[:, None] - self._age) % self.slots  # oldest first
-        frames = self.frame[rows]
+        flat = rows.flatten()  # an index by a matrix takes eight times as long
+        frames = self.frame.index_select(0, flat).unflatten(0, rows.shape)
         # A frame belongs to the episode of `at` if no boundary lies from it up to, not including, `at`.
-        unbroken = self.is_transition[rows]
+        unbroken = self.is_transition.index_select(0, flat).view(rows.shape)
         unbroken[:, -1] = True
         same_episode = unbroken.flip(1).cumprod(1).flip(1)
         frames *= same_episode.view(*same_episode.shape, *[1] * (frames.ndim - 2)).to(frames.dtype)
