@@ -3,8 +3,8 @@
 The host needs longer to launch the hundred small kernels of an update than a GPU to run them. A graph has fixed
 addresses and fixed host numbers. So only agents with `update_variant` are recorded, which promise that two updates of
 one variant launch the same kernels on the same memory with the same numbers, and keep no host state but `updates`.
-Agents without it, with interventions, or with a schedule of learning rates, update eagerly; and so does everything
-after a recording that failed.
+Agents without it, with interventions, diagnostics, or a schedule of learning rates, update eagerly; and so does
+everything after a recording that failed.
 """
 
 from __future__ import annotations
@@ -91,6 +91,8 @@ def graph_updates(
         why = "this agent's updates need numbers from the host"
     elif not agent.plasticity.is_constant:
         why = "interventions or a schedule change them"
+    elif any(getattr(part, "on_gradients", None) is not None for part in vars(agent).values()):
+        why = "diagnostics watch their gradients"
     else:
         generators = [*streams["sampling"].generators, *streams["update"].generators]
         agent._update_once = GraphedUpdates(agent, generators, tell)

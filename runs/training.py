@@ -187,10 +187,10 @@ class Training:
         self.runners = SideBySide([self._new_runner(seed) for seed in seeds], self.lead)
         self.streams = spawn_streams(self.seeds if self.lead else self.seeds[0], self.device)
         self.agent = build_agent(config, self.runners.runners[0], self.device, self.streams)
-        if config.cuda_graphs:
-            graph_updates(self.agent, self.streams, self.device, self._tell_user)
         self.tasks = Tasks(config, self.runners.runners[0])
         self.diagnostics = None if config.diagnostics_every is None else AgentDiagnostics(self.agent)
+        if config.cuda_graphs:
+            graph_updates(self.agent, self.streams, self.device, self._tell_user)
         self.obs = self.runners.reset()
         self.episodes = Episodes([() for _ in seeds])
         self.metrics: Metrics = {}

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import agents
+from agents.diagnostics import AgentDiagnostics
 from agents.graphs import WARM_UPS, GraphedUpdates, graph_updates
 from agents.plastic import Plasticity
 from plasticity import registry
@@ -133,10 +134,14 @@ def test_what_cannot_be_recorded_says_why():
     agent.plasticity = Plasticity(lambda: registry.make("l2"))
     agent.plasticity.network(lambda: copy.deepcopy(agent.actor), made["initialisation"])
     assert not graph_updates(agent, made, cuda, lines.append)
+    agent = build("td3")
+    AgentDiagnostics(agent)
+    assert not graph_updates(agent, made, cuda, lines.append)
     assert [line.split(": ")[1] for line in lines] == [
         "the device is cpu",
         "this agent's updates need numbers from the host",
         *["interventions or a schedule change them"] * 2,
+        "diagnostics watch their gradients",
     ]
     assert graph_updates(build("td3"), made, cuda, lines.append)
-    assert len(lines) == 4
+    assert len(lines) == 5
