@@ -55,16 +55,16 @@ _SMALL_ATARI: dict[str, Any] = {
 }
 # Ours.
 _CARTPOLE: dict[str, Any] = {
-    "learning_rate": 5e-4,
+    "learning_rate": 1e-3,
     "adam_epsilon": 1e-8,
     "batch_size": 64,
     "replay_capacity": 20_000,
     "warmup_steps": 500,
     "update_every": 1,
-    "target_update_every": 100,
+    "target_update_every": 50,
     "epsilon_decay_steps": 2_000,
     "epsilon_evaluation": 0.0,
-    "n_step": 3,
+    "n_step": 10,
     "hidden": (128, 128),
 }
 _PPO_ATARI: dict[str, Any] = {
@@ -153,7 +153,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "target_update_every": 10_000,
             "epsilon_decay_steps": 1_000_000,
         },
-        "cartpole": {**_CARTPOLE, "v_min": 0.0, "v_max": 100.0, "importance_steps": 20_000},
+        "cartpole": {**_CARTPOLE, "atoms": 21, "v_min": 0.0, "v_max": 100.0, "importance_steps": 20_000},
         "small": {**_SMALL_ATARI, "learning_rate": 1e-4, "importance_steps": 100_000},
     },
     "sac": {
