@@ -362,7 +362,7 @@ class Agent:
         self.critic_optimizer = make.optimizer(
             self.critics, config.learning_rate, target=self.target_critics, **optimizer
         )
-        self.optimizers: list[Adam] = [self.actor_optimizer, self.critic_optimizer, *self.encoding[1:]]
+        self.optimizers: list[Any] = [self.actor_optimizer, self.critic_optimizer, *self.encoding[1:]]
 
     @property
     def encoder(self) -> Encoder | None:
