@@ -13,9 +13,11 @@ from agents import symphony
 from agents.agent import ActionScale
 from agents.fading import FadingReplay
 from agents.networks import initialise_
+from agents.plastic import Plasticity, PlasticOptimizer
 from agents.replay import bell
 from agents.symphony import GOLDEN, Agent, Config, Passes
 from agents.symphony_networks import Actor, Critics, Encoder, FeedForward, ReSine
+from plasticity import registry
 from plasticity.adam import Adam
 from runs.catalogue import preset_config
 from tests.agents.fakes import BOX, CPU, SAYA, SMALL, VECTOR, make_step, stream, streams
@@ -261,6 +263,15 @@ def test_every_optimiser_of_the_agent_anneals():
     plain = make_agent(annealed_epsilon=False)
     live(plain, 11)
     assert [own.epsilon for own in plain.optimizers] == 3 * [1e-8]
+
+
+def test_optimisers_of_networks_with_interventions_anneal_too():
+    plasticity = Plasticity(lambda: registry.make("redo"))
+    config = Config(**{**SMALL, "nodes": 4, "updates_per_step": 1, **SAYA, "second_moment_rate": 0.9})
+    agent = Agent(VECTOR, BOX, config, num_envs=1, device=CPU, streams=streams(), plasticity=plasticity)
+    live(agent, 11)
+    assert isinstance(agent.actor_optimizer, PlasticOptimizer)
+    assert agent.actor_optimizer.inner.epsilon == symphony.annealed_epsilon(3, 0.9)  # type: ignore[union-attr]
 
 
 # h, j: noise, lives, settings
