@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from agents.fading import FadingReplay
-from agents.plastic import Optimizer, Plasticity, PlasticOptimizer
+from agents.plastic import AgentOptimizer, Optimizer, Plasticity
 from agents.population import of_seed
 from agents.replay import Replay
 from envs.runner import ActionSpec, ContinuousActionSpec, DiscreteActionSpec, ObservationSpec, Step
@@ -127,7 +127,7 @@ def joint_step(optimizers: Sequence[Optimizer], loss: Tensor) -> None:
 def _gradients(optimizers: Sequence[Optimizer], loss: Tensor) -> list[list[Tensor]]:
     """Of the loss and what the optimisers' interventions add to it, with respect to the parameters of each."""
     for optimizer in optimizers:
-        penalty = optimizer.penalty(loss.shape) if isinstance(optimizer, PlasticOptimizer) else None
+        penalty = optimizer.penalty(loss.shape) if isinstance(optimizer, AgentOptimizer) else None
         if penalty is not None:
             loss = loss + penalty
     parameters = [parameter for optimizer in optimizers for parameter in optimizer.parameters]
@@ -153,7 +153,7 @@ def parts_state(parts: Mapping[str, Any], seed: int, lead: Axes) -> dict[str, An
 def _part_state(part: Any, seed: int, lead: Axes) -> Any:
     if isinstance(part, Replay | FadingReplay):
         return part.state_dict(seed)
-    if isinstance(part, PlasticOptimizer):
+    if isinstance(part, AgentOptimizer):
         return part.seed_state(seed, lead)
     if isinstance(part, RandomStream):
         return part.generators[seed].get_state()
@@ -168,7 +168,7 @@ def load_parts_state(parts: Mapping[str, Any], state: Mapping[str, Any], seed: i
     for name, part in parts.items():
         if isinstance(part, Replay | FadingReplay):
             part.load_state_dict(state[name], seed)
-        elif isinstance(part, PlasticOptimizer):
+        elif isinstance(part, AgentOptimizer):
             part.load_seed_state(state[name], seed, lead)
         elif isinstance(part, RandomStream):
             part.generators[seed].set_state(state[name])

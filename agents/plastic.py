@@ -15,74 +15,22 @@ from torch import Tensor, nn
 from agents.networks import initialise_, new_network
 from agents.population import of_seed
 from plasticity.adam import Adam
-from plasticity.intervention import Batch, Intervention, Learner, by_stage
-from plasticity.interventions.adaptive_batch import AdaptiveBatch
-from plasticity.networks.structure import find_structure, watch
+from plasticity.intervention import Intervention, Learner
+from plasticity.networks.structure import find_structure
 from plasticity.networks.tracing import leading_axes
 from plasticity.optimisers.members import MemberOptimizer
+from plasticity.plastic_optimizer import PlasticOptimizer, brings_optimizer, check_fits, other_optimizer
 from plasticity.population import Axes, RandomStream
 from plasticity.schedules import Constant, Schedule
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
-class PlasticOptimizer:
-    """Adam, or another intervention's optimiser, on one network, with interventions in the loss and after each step.
+class AgentOptimizer(PlasticOptimizer):
+    """The same for agents, whose seeds are saved one by one.
 
-    The interface is that of `plasticity.adam.Adam`.
-
-    Members of the learner are the seeds; networks side by side in one (twin critics) are members of their own. What
-    interventions see of a step are the activations of the last forward pass before it that had gradients, which is that
-    of the loss.
+    Members of the learner are the seeds; networks side by side in one (twin critics) are members of their own.
     """
-
-    def __init__(self, learner: Learner, inner: Adam | MemberOptimizer, interventions: Sequence[Intervention]):
-        self.learner, self.inner, self.interventions = learner, inner, by_stage(interventions)
-        self.parameters: list[Tensor] = inner.parameters
-        self.on_gradients: Callable[[Sequence[Tensor]], None] | None = None
-        for intervention in self.interventions:
-            intervention.begin(learner)
-        self._penalising = [i for i in self.interventions if i.penalises]
-        self._seen: dict[str, Tensor] = {}
-        if any(i.needs_activations for i in self.interventions):
-            watch(learner.network, learner.structure, self._seen, only_with_gradients=True)
-
-    def penalty(self, lead: Axes) -> Tensor | None:
-        """What is added to the loss of each seed, of shape `lead`; None: nothing."""
-        if not self._penalising:
-            return None
-        named = {n: self.learner.by_member(n, p) for n, p in self.learner.network.named_parameters()}
-        found = [i.penalty(self.learner, named) for i in self._penalising]
-        penalties = [penalty.reshape(*lead, -1).sum(-1) for penalty in found if penalty is not None]
-        return torch.stack(penalties).sum(0) if penalties else None
-
-    @property
-    def learning_rate(self) -> float:
-        return self.inner.learning_rate
-
-    @learning_rate.setter
-    def learning_rate(self, rate: float) -> None:
-        self.inner.learning_rate = rate
-
-    @torch.no_grad()
-    def step(self, gradients: Sequence[Tensor]) -> None:
-        self.inner.step(gradients)
-        self.learner.steps += 1
-        batch = Batch(torch.empty(0), torch.empty(0), self._activations())
-        for intervention in self.interventions:
-            intervention.after_step(self.learner, batch)
-
-    def _activations(self) -> dict[str, Tensor]:
-        """As in `Batch`: [K, B, H], behind convolutions [K, B, H, h, w]."""
-        members = self.learner.members or 1
-        layers = self.learner.structure.hidden if self._seen else ()
-        return {x.name: (h := self._seen[x.name]).reshape(members, *h.shape[x.unit_axis - 1 :]) for x in layers}
-
-    def at_boundary(self) -> None:
-        """The task has changed."""
-        for intervention in self.interventions:
-            if intervention.uses_boundaries:
-                intervention.at_boundary(self.learner)
 
     def seed_state(self, seed: int, lead: Axes) -> dict[str, Any]:
         """Of one seed: moments, steps taken, interventions and what they draw from."""
@@ -137,8 +85,8 @@ def _with_part(whole: Any, part: Any, place: int | slice, lead: Axes) -> Any:
     return changed
 
 
-Optimizer = Adam | PlasticOptimizer
-Schedulable = TypeVar("Schedulable", Adam, PlasticOptimizer)
+Optimizer = Adam | AgentOptimizer
+Schedulable = TypeVar("Schedulable", Adam, AgentOptimizer)
 
 
 class Plasticity:
@@ -167,7 +115,7 @@ class Plasticity:
         """
         interventions = list(self._interventions())
         for intervention in interventions:
-            _check(intervention)
+            check_fits(intervention, "agents")
 
         def build() -> nn.Module:
             network: nn.Module = make()
@@ -210,10 +158,10 @@ class Plasticity:
         learner = Learner(network, structure, None, shared, generators, fresh, twins=twins, leading=leading)
         if target is not None:
             learner.copies.append({n: learner.by_member(n, p.detach()) for n, p in target.named_parameters()})
-        inner = _other_optimizer(plan, learner, interventions, learning_rate)
+        inner = other_optimizer(plan, learner, interventions, learning_rate)
         if inner is None:
             inner = learner.optimizer = Adam(list(network.parameters()), learning_rate, **settings)
-        return self.scheduled(PlasticOptimizer(learner, inner, interventions))
+        return self.scheduled(AgentOptimizer(learner, inner, interventions))
 
     def scheduled(self, optimizer: Schedulable) -> Schedulable:
         """The optimiser, whose learning rate follows the schedule from now on."""
@@ -240,44 +188,14 @@ class Plasticity:
     def at_boundary(self) -> None:
         """The task has changed, between the last update and the next."""
         for optimizer, _ in self._rates:
-            if isinstance(optimizer, PlasticOptimizer):
+            if isinstance(optimizer, AgentOptimizer):
                 optimizer.at_boundary()
-
-
-def _other_optimizer(
-    network: nn.Module, learner: Learner, interventions: Sequence[Intervention], learning_rate: float
-) -> MemberOptimizer | None:
-    """That of an intervention, made the learner's own; None if none has one. network: as the learner's, of one seed."""
-    views = {name: learner.parameter(name) for name, _ in learner.network.named_parameters()}
-    for intervention in interventions:
-        optimizer = intervention.optimizer(network, views, learning_rate, stacked=True)
-        if optimizer is not None:
-            learner.optimizer, learner.optimized = optimizer, views
-            return MemberOptimizer(optimizer, learner, learning_rate)
-    return None
-
-
-def _brings_optimizer(intervention: Intervention) -> bool:
-    return type(intervention).optimizer is not Intervention.optimizer
-
-
-def _check(intervention: Intervention) -> None:
-    """Raises ValueError for what an agent does not offer."""
-    for needs, what in (
-        (isinstance(intervention, AdaptiveBatch), "sets the size of the batch, and an agent's is of its replay"),
-        (intervention.needs_inputs, "runs the network by itself, and those of agents are no functions of one tensor"),
-    ):
-        if needs:
-            raise ValueError(
-                f"{type(intervention).__name__} {what}; it is for `neoteny plasticity`, "
-                "agents take for example nap, redo, l2-init"
-            )
 
 
 def _check_members(interventions: Sequence[Intervention], counts: Mapping[str, int]) -> None:
     """Raises ValueError if parameters, with `counts` of members, are not all of as many as the interventions need."""
     one, other = min(counts, key=lambda name: counts[name]), max(counts, key=lambda name: counts[name])
-    acting = next((i for i in interventions if i.sees_members or _brings_optimizer(i)), None)
+    acting = next((i for i in interventions if i.sees_members or brings_optimizer(i)), None)
     if acting is not None and counts[one] != counts[other]:
         raise ValueError(
             f"{type(acting).__name__} acts on each of the networks that '{other}' has side by side, "

@@ -51,7 +51,7 @@ from agents.agent import (
 )
 from agents.fading import FadingReplay
 from agents.networks import new_network
-from agents.plastic import Plasticity, PlasticOptimizer
+from agents.plastic import AgentOptimizer, Plasticity
 from agents.population import common_lead
 from agents.replay import Batch, bell, fade
 from agents.symphony_networks import Actor, Critics, Encoder
@@ -434,7 +434,7 @@ class Agent:
         )
         if config.annealed_epsilon:
             for optimizer in self.optimizers:
-                adam: Any = optimizer.inner if isinstance(optimizer, PlasticOptimizer) else optimizer
+                adam: Any = optimizer.inner if isinstance(optimizer, AgentOptimizer) else optimizer
                 adam.epsilon = annealed_epsilon(self.updates + 1, config.second_moment_rate)
         joint_step(self.optimizers, total)
         lerp_(self.target_parameters, self.critic_optimizer.parameters, config.target_rate)

@@ -5,18 +5,22 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
 from continual import datasets, networks
 from continual.inputs import AUGMENTATIONS, Augmentation, Inputs
 from continual.learner import Learner
+from continual.plastic import plastic_optimizer
 from continual.strategies import cumulative, der, derpp, er, er_ace, joint, naive, uer
 from continual.strategy import Optimizer, Setting, Strategy
 from continual.streams import Change, Kind, TaskStream
 from plasticity.adam import Adam
+from plasticity.intervention import Intervention
+from plasticity.networks.stacked import stack
 from plasticity.population import RandomStream
 from plasticity.problems.datasets import Images
 from plasticity.problems.streams import generator
@@ -143,9 +147,11 @@ def open_learner(
     data: Images | None = None,
     evaluate_every: int | None = None,
     mask_unseen: bool = True,
+    interventions: Sequence[Intervention] = (),
 ) -> Learner:
     """A population of seeds that is about to learn a benchmark. data: its images; None: those that it names.
 
+    interventions: in the network and its training, objects of this learner alone (`plasticity.registry.make`).
     Raises ValueError, one sentence, for what does not fit together.
     """
     device, seeds = torch.device(device), tuple(seeds)
@@ -161,19 +167,30 @@ def open_learner(
     inputs = Inputs(stream.levels, benchmark.augmentation, drawn("augmentation"))
     uses = iter(range(1000))  # of the stream "memory": each memory draws numbers of its own
 
-    def build(head_bias: bool) -> networks.Classifier:
-        sources = drawn("initialisation").generators
-        return networks.build(benchmark.network, stream.shape, benchmark.hidden, stream.outputs, head_bias, sources)
+    def fresh(head_bias: bool, source: torch.Generator) -> torch.nn.Module:
+        sizes = stream.shape, benchmark.hidden, stream.outputs
+        return networks.draw(benchmark.network, *sizes, head_bias, interventions, source)
+
+    def network(head_bias: bool) -> networks.Classifier:
+        members = [fresh(head_bias, source) for source in drawn("initialisation").generators]
+        return cast(networks.Classifier, stack(members))
+
+    def optimizer(trained: networks.Classifier) -> Optimizer:
+        plain = make_optimizer(benchmark, [p for p in trained.parameters() if p.requires_grad])
+        if not interventions:
+            return plain
+        sources, head_bias = drawn("intervention").generators, trained.head.bias is not None
+        return plastic_optimizer(trained, plain, interventions, sources, partial(fresh, head_bias))
 
     setting = Setting(
         members=len(seeds), outputs=stream.outputs, tasks=stream.tasks, labelled=stream.kind == "task",
-        scopes=stream.scopes, network=build, optimizer=lambda parameters: make_optimizer(benchmark, parameters),
+        scopes=stream.scopes, network=network, optimizer=optimizer,
         inputs=inputs, memory=benchmark.memory, random=lambda: drawn("memory", next(uses)),
     )  # fmt: skip
     return Learner(stream, make_strategy(strategy, config, setting), inputs, evaluate_every, mask_unseen=mask_unseen)
 
 
-def make_optimizer(benchmark: Benchmark, parameters: Sequence[torch.nn.Parameter]) -> Optimizer:
+def make_optimizer(benchmark: Benchmark, parameters: Sequence[torch.nn.Parameter]) -> Adam | SGD:
     """The optimiser that a benchmark names, for these parameters."""
     if benchmark.optimizer == "adam":
         return Adam(parameters, benchmark.learning_rate, weight_decay=benchmark.weight_decay)

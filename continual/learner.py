@@ -79,6 +79,8 @@ class Learner:
             self._begin()
         task = self.tasks[self.index]
         if self.step == 0:
+            if self.index > 0:
+                self.strategy.at_boundary()
             self.strategy.begin_task(task)
         self.learn(min(steps, task.steps - self.step))
         self._log()

@@ -1,6 +1,6 @@
 """Classifiers of a population: features and a linear head, each for K members at once.
 
-`build` draws one network for each member from that member's own generator, and stacks them
+Each member's network is drawn from that member's own generator (`draw`), and they are stacked
 (`plasticity.networks.stacked`), so member k is what it would be alone, batch normalisation included.
 """
 
@@ -13,14 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from continual.fused import apply_relu_layers, relu_layers
+from plasticity.intervention import Intervention
 from plasticity.networks.architectures import ARCHITECTURES, draw_
 from plasticity.networks.stacked import StackedBatchNorm, StackedLinear, stack
 
 
 class Classifier(nn.Module):
-    """K networks: features [K, B, *shape] -> [K, B, d], head [K, B, d] -> [K, B, C] with weights [K, C, d]."""
+    """K networks: features [K, B, *shape] -> [K, B, d], head [K, B, d] -> [K, B, C] with weights [K, C, d].
 
-    def __init__(self, features: nn.Module, head: StackedLinear):
+    Or a single one, without the axis K, to be stacked.
+    """
+
+    def __init__(self, features: nn.Module, head: nn.Linear | StackedLinear):
         super().__init__()
         self.features, self.head = features, head
         # Statistics of a batch then decide what a sample becomes, so it matters which samples share a pass.
@@ -28,6 +32,17 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.represent(x))
+
+    def straight_forward(self, x: Tensor) -> Tensor:
+        """The same without a look at layers, for tracing."""
+        return self.head(self.features(x))
+
+    @staticmethod
+    def stacked(members: Sequence[nn.Module]) -> nn.Module:
+        """K classifiers as one."""
+        same = cast(Sequence[Classifier], members)
+        head = cast(StackedLinear, stack([member.head for member in same]))
+        return Classifier(stack([member.features for member in same]), head)
 
     def represent(self, x: Tensor) -> Tensor:
         """Features [K, B, d] of x [K, B, *shape]; as `self.features`, whose hooks are called if it has any."""
@@ -109,25 +124,26 @@ Builder = Callable[[Sequence[int], Sequence[int], int], nn.Module]
 NETWORKS: dict[str, Builder] = {**ARCHITECTURES, "cnn": strided_cnn, "resnet18-reduced": reduced_resnet18}
 
 
-def build(
+def draw(
     name: str,
     shape: Sequence[int],
     hidden: Sequence[int],
     outputs: int,
     head_bias: bool,
-    generators: Sequence[torch.Generator],
-) -> Classifier:
-    """One network of NETWORKS for each generator, on its device, with PyTorch's own law of initialisation.
+    interventions: Sequence[Intervention],
+    generator: torch.Generator,
+) -> nn.Module:
+    """A single `Classifier` of NETWORKS with what interventions build in, on the generator's device, drawn from it.
 
-    Raises ValueError for an unknown name, or images that are too small for it.
+    Weights follow PyTorch's own law. Raises ValueError for an unknown name, images that are too small for it, or an
+    intervention that cannot act there.
     """
     if name not in NETWORKS:
         raise ValueError(f"unknown network '{name}', it is one of {', '.join(NETWORKS)}")
-    members = []
-    for generator in generators:
-        network = cast(nn.Sequential, NETWORKS[name](shape, hidden, outputs))
-        if not head_bias:
-            network[-1] = nn.Linear(cast(nn.Linear, network[-1]).in_features, outputs, bias=False)
-        members.append(draw_(network.to(generator.device), "torch", generator))
-    features = stack([member[:-1] for member in members])
-    return Classifier(features, cast(StackedLinear, stack([member[-1] for member in members])))
+    layers = cast(nn.Sequential, NETWORKS[name](shape, hidden, outputs))
+    head = cast(nn.Linear, layers[-1])
+    head = head if head_bias else nn.Linear(head.in_features, outputs, bias=False)
+    network: nn.Module = Classifier(layers[:-1], head)
+    for intervention in interventions:
+        network = intervention.build(network)
+    return draw_(network.to(generator.device), "torch", generator)

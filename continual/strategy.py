@@ -6,12 +6,12 @@ never logs, touches files, or asks which benchmark it is in. The learner (`conti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from continual.fused import mean_cross_entropy
 from continual.inputs import Inputs
@@ -19,11 +19,12 @@ from continual.memory import Batch, Memory, Policy
 from continual.networks import Classifier
 from continual.streams import Source, Task
 from plasticity.adam import Adam
+from plasticity.plastic_optimizer import PlasticOptimizer
 from plasticity.population import RandomStream
 from plasticity.sgd import SGD
 
 Metrics = dict[str, Tensor]
-Optimizer = SGD | Adam
+Optimizer = SGD | Adam | PlasticOptimizer
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Setting:
     """What a strategy is told before the first task.
 
     outputs: C, of all tasks together. tasks: how many will come. labelled: a sample's task is told. scopes: [K, C, C],
-    see `TaskStream.scopes`. network: draws one for all members, head with a bias or not. optimizer: makes a new one.
+    see `TaskStream.scopes`. network: draws one for all members, head with a bias or not. optimizer: makes that of such
+    a network, with the interventions of the run.
     inputs: how stored images become what is learned from. memory: how many samples may be kept, if a strategy is not
     told otherwise. random: the stream for what is kept and replayed, another one at each call.
     """
@@ -42,7 +44,7 @@ class Setting:
     labelled: bool
     scopes: Tensor | None
     network: Callable[[bool], Classifier]
-    optimizer: Callable[[Sequence[nn.Parameter]], Optimizer]
+    optimizer: Callable[[Classifier], Optimizer]
     inputs: Inputs
     memory: int
     random: Callable[[], RandomStream]
@@ -67,12 +69,17 @@ class Strategy:
         self.setting = setting
         self.network = setting.network(head_bias)
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
-        self.optimizer = setting.optimizer(self.parameters)
+        self.optimizer = setting.optimizer(self.network)
         device = self.parameters[0].device
         kept = setting.memory if memory is None else memory
         self.memory = Memory(kept, policy, setting.members, setting.outputs, setting.inputs, setting.random())
         # Classes of which a label was seen, [K, C].
         self.seen = torch.zeros(setting.members, setting.outputs, dtype=torch.bool, device=device)
+
+    def at_boundary(self) -> None:
+        """Called between two tasks: interventions may act."""
+        if isinstance(self.optimizer, PlasticOptimizer):
+            self.optimizer.at_boundary()
 
     def begin_task(self, task: Task) -> None:
         """Called before the first batch of a task."""
@@ -106,7 +113,10 @@ class Strategy:
         return mean_cross_entropy(outputs, labels)
 
     def descend(self, loss: Tensor) -> None:
-        """One step of the optimiser on the losses of the members, [K]."""
+        """One step of the optimiser on the losses of the members, [K], and what interventions add to them."""
+        penalty = self.optimizer.penalty(loss.shape) if isinstance(self.optimizer, PlasticOptimizer) else None
+        if penalty is not None:
+            loss = loss + penalty
         self.optimizer.step(torch.autograd.grad(loss.sum(), self.parameters))
 
     def state_dict(self) -> dict[str, Any]:

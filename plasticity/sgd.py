@@ -19,6 +19,8 @@ class SGD:
     velocity: v <- momentum v + g + weight_decay θ, then θ <- θ - learning_rate v.
     """
 
+    follows_gradient_scale = True  # for `plasticity.nap.elr_power`
+
     def __init__(
         self, parameters: Sequence[Tensor], learning_rate: float, momentum: float = 0.0, weight_decay: float = 0.0
     ):

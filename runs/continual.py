@@ -87,6 +87,7 @@ def prepare(strategy: str, arguments: Sequence[str]) -> tuple[ContinualConfig, C
         preset=options.preset,
         overrides=overrides,
         seeds=tuple(range(options.seed, options.seed + options.seeds)),
+        interventions=options.with_,
         mask_unseen=options.mask_unseen,
         eval_every=options.eval_every,
         checkpoint_every=options.checkpoint_every,

@@ -22,6 +22,7 @@ from continual.catalogue import Benchmark
 from continual.costs import costs
 from continual.learner import Learner
 from plasticity.problems.datasets import Images
+from plasticity.registry import make
 from runs import compute
 from runs.errors import nearest
 from runs.files import write_atomically, write_json
@@ -47,6 +48,7 @@ class ContinualConfig:
     preset: str | None
     overrides: dict[str, Any]
     seeds: tuple[int, ...]
+    interventions: str
     mask_unseen: bool
     eval_every: int | None
     checkpoint_every: float
@@ -103,7 +105,7 @@ def build(config: ContinualConfig, data: Images | None = None) -> Learner:
     _, settings = catalogue.STRATEGIES[config.strategy]
     learner = catalogue.open_learner(
         benchmark, config.strategy, settings(**config.strategy_config), config.seeds, torch.device(config.device),
-        data, mask_unseen=config.mask_unseen,
+        data, mask_unseen=config.mask_unseen, interventions=make(config.interventions),
     )  # fmt: skip
     shortest = min(task.steps for task in learner.tasks)
     learner.evaluate_every = max(1, shortest // _LOOKS) if config.eval_every is None else config.eval_every

@@ -339,6 +339,8 @@ class ContinualOptions:
     """constant"""
     momentum: float | None = None
     """of sgd"""
+    with_: Annotated[str, tyro.conf.arg(name="with")] = "none"
+    """what keeps it able to learn: one or several joined by +, see `neoteny list interventions`"""
     mask_unseen: bool = True
     """classes that did not come yet are no answer"""
     eval_every: int | None = None

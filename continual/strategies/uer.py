@@ -25,6 +25,7 @@ from continual.strategies.er_ace import classes_of
 from continual.strategies.replay import check_replay
 from continual.strategy import Metrics, Setting, Strategy
 from continual.streams import Task
+from plasticity.networks.stacked import StackedLinear
 
 Logits = Literal["dot", "cosine"]
 _LEAST_NORM = 1e-6  # the siblings add as much to every norm
@@ -87,6 +88,8 @@ class UER(Strategy):
 
     def __init__(self, setting: Setting, config: Config):
         super().__init__(setting, head_bias=False, memory=config.memory, policy=config.policy)
+        if type(self.network.head) is not StackedLinear:
+            raise ValueError("'uer' reads the weights of its head, and an intervention put something else in its place")
         self.config = config
 
     def logits(self, features: Tensor, kind: Logits) -> Tensor:

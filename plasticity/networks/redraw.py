@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from plasticity.adam import Adam
 from plasticity.intervention import Learner
 from plasticity.networks.structure import Hidden, Reader
+from plasticity.sgd import SGD
 
 # Entries of an optimiser's state that hold values of the parameter, not statistics of its gradients.
 REFERENCES = ("reference",)
@@ -169,10 +170,10 @@ def _holders(learner: Learner, name: str) -> list[Tensor]:
 
 def _state(optimizer: Any, parameter: Tensor) -> Iterator[tuple[Tensor, bool]]:
     """Tensors that the optimiser, or one that it drives, keeps for a parameter, and whether each holds its values."""
-    if isinstance(optimizer, Adam):
+    if isinstance(optimizer, Adam | SGD):
         index = next((i for i, own in enumerate(optimizer.parameters) if own is parameter), None)
         if index is not None:
-            yield from ((states[index], False) for states in optimizer.state_dict().values())
+            yield from ((states[index], False) for states in optimizer.state_dict().values() if states)
         return
     for key, state in optimizer.state.get(parameter, {}).items():
         if isinstance(state, Tensor):

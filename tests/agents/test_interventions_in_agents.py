@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from agents.plastic import Plasticity, PlasticOptimizer
+from agents.plastic import AgentOptimizer, Plasticity
 from envs import Step
 from plasticity.intervention import Batch
 from plasticity.networks import projection
@@ -425,7 +425,7 @@ def test_a_change_of_task_resets_networks_targets_and_optimisers(name):
             if f"target_{key}" in networks(agent):
                 assert all(torch.equal(now[f"target_{n}"], now[n]) for n in own)
     for optimizer in optimizers(agent):
-        assert isinstance(optimizer, PlasticOptimizer)
+        assert isinstance(optimizer, AgentOptimizer)
         assert not any(moment.any() for moment in optimizer.inner.exp_avg)
         assert not any(optimizer.inner.step_count)
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from agents.plastic import Plasticity, PlasticOptimizer
+from agents.plastic import AgentOptimizer, Plasticity
 from envs import Step
 from plasticity.intervention import Intervention
 from plasticity.nap import NaP
@@ -64,7 +64,7 @@ def live(agent, steps, start=0):
 
 
 def optimizers(agent):
-    return [part for part in agent._parts().values() if isinstance(part, PlasticOptimizer)]
+    return [part for part in agent._parts().values() if isinstance(part, AgentOptimizer)]
 
 
 def networks(agent):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +20,9 @@ from continual.learner import Learner
 from continual.memory import POLICIES, Batch
 from continual.networks import NETWORKS
 from continual.strategies.er_ace import classes_of
+from plasticity.registry import make
+from plasticity.registry import names as registry_names
+from tests.plasticity.test_interventions import SETTINGS
 
 TOY = Benchmark(data="blobs", hidden=(16,), memory=20)
 CNN = dataclasses.replace(TOY, network="cnn", hidden=(4, 8))
@@ -52,6 +58,80 @@ def test_seeds_as_a_population_are_what_they_are_alone(strategy):
 def test_policies_keep_members_apart(policy):
     together, alone = trained("er", (3, 8), policy=policy), trained("er", (8,), policy=policy)
     torch.testing.assert_close(together.matrix[1], alone.matrix[0], atol=0.011, rtol=0)
+
+
+# Settings with which each acts within some thirty steps.
+ACTING = {
+    **{name: on for name, (on, _) in SETTINGS.items()},
+    "redo": "redo(threshold=0.6,every=7,samples=20)",
+    "nap": "nap",
+    "seednorm": "seednorm",
+}
+REFUSED = {"churn", "safe-step", "adaptive-batch"}
+SEVERAL = (
+    "nap+redo(threshold=0.6,every=7,samples=20)+shrink-perturb",
+    "muon+l2-init+reset-head",
+    "cbp(rate=0.02,maturity=3)+weight-clip(factor=0.9)",
+    "trac",
+)
+
+
+def kept(strategy: str, text: str, seeds: Sequence[int] = (0,), **settings: Any) -> Learner:
+    config = STRATEGIES[strategy][1]()
+    return open_learner(
+        dataclasses.replace(TOY, tasks=2, epochs=2, **settings),
+        strategy,
+        config,
+        seeds,
+        data=BLOBS,
+        interventions=make(text),
+    )
+
+
+def advanced(found: Learner, steps: int) -> dict[str, torch.Tensor]:
+    goal = found.steps + steps
+    while found.steps < goal:
+        found.advance(goal - found.steps)
+    return {name: p.detach().clone() for name, p in found.strategy.network.named_parameters()}
+
+
+def test_every_intervention_by_name_is_tested():
+    assert ACTING.keys() == set(registry_names()) - {"none"}
+
+
+@pytest.mark.parametrize("name", ACTING)
+def test_an_intervention_acts_in_a_strategy_or_is_refused(name):
+    if name in REFUSED:
+        with pytest.raises(ValueError, match="strategies take for example nap") as caught:
+            kept("er", ACTING[name])
+        assert "\n" not in str(caught.value)
+        return
+    adam = {"optimizer": "adam", "learning_rate": 0.01}
+    plain = advanced(kept("er", "none", **adam), 60)
+    found = advanced(kept("er", ACTING[name], **adam), 60)  # over the boundary between the two tasks
+    assert all(value.isfinite().all() for value in found.values())
+    assert any(n not in plain or v.shape != plain[n].shape or not torch.equal(v, plain[n]) for n, v in found.items())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("text", SEVERAL)
+def test_interventions_of_a_population_are_those_of_its_seeds_and_resume_exactly(text, optimizer):
+    settings = {"optimizer": optimizer, "learning_rate": 0.01, "momentum": 0.9}
+    together = kept("uer", text, (3, 8), **settings)
+    half = advanced(together, 30)
+    alone = advanced(kept("uer", text, (8,), **settings), 30)
+    for name, value in half.items():
+        torch.testing.assert_close(value[1], alone[name][0], rtol=1e-3, atol=1e-4)
+    state = copy.deepcopy(together.state_dict())
+    again = kept("uer", text, (3, 8), **settings)
+    again.load_state_dict(state)
+    whole, resumed = advanced(together, 40), advanced(again, 40)
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+def test_a_strategy_that_reads_its_head_refuses_another_one():
+    with pytest.raises(ValueError, match="'uer' reads the weights of its head"):
+        kept("uer", "injection")
 
 
 def test_the_matrix_is_what_the_kept_predictions_say():

@@ -13,7 +13,7 @@ from agents import symphony
 from agents.agent import ActionScale
 from agents.fading import FadingReplay
 from agents.networks import initialise_
-from agents.plastic import Plasticity, PlasticOptimizer
+from agents.plastic import AgentOptimizer, Plasticity
 from agents.replay import bell
 from agents.symphony import GOLDEN, Agent, Config, Passes
 from agents.symphony_networks import Actor, Critics, Encoder, FeedForward, ReSine
@@ -270,7 +270,7 @@ def test_optimisers_of_networks_with_interventions_anneal_too():
     config = Config(**{**SMALL, "nodes": 4, "updates_per_step": 1, **SAYA, "second_moment_rate": 0.9})
     agent = Agent(VECTOR, BOX, config, num_envs=1, device=CPU, streams=streams(), plasticity=plasticity)
     live(agent, 11)
-    assert isinstance(agent.actor_optimizer, PlasticOptimizer)
+    assert isinstance(agent.actor_optimizer, AgentOptimizer)
     assert agent.actor_optimizer.inner.epsilon == symphony.annealed_epsilon(3, 0.9)  # type: ignore[union-attr]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from agents import symphony
 from agents.agent import ActionScale
 from agents.networks import initialise_
-from agents.plastic import Plasticity, PlasticOptimizer
+from agents.plastic import AgentOptimizer, Plasticity
 from agents.replay import Batch
 from agents.symphony import GOLDEN, Agent, Config, Passes
 from agents.symphony_networks import Actor, Critics, ReSine, gradient_dropout
@@ -289,7 +289,7 @@ def test_weights_drawn_anew_bring_no_bias_correction():
     agent = Agent(ObservationSpec((3,)), BOX, small(), num_envs=1, device=CPU, streams=streams(), plasticity=plasticity)
     live(agent, 12)
     assert agent.updates == 12
-    assert isinstance(agent.critic_optimizer, PlasticOptimizer)
+    assert isinstance(agent.critic_optimizer, AgentOptimizer)
     assert isinstance(agent.critic_optimizer.inner, Adam)
     clear_step_counts(agent.critic_optimizer.learner, [name for name, _ in agent.critics.named_parameters()])
     assert all(count.isinf() for count in agent.critic_optimizer.inner.step_count)

@@ -42,13 +42,13 @@ def cross_entropy(logits: torch.Tensor, label: int) -> float:
 
 def test_1_the_head_has_no_bias_and_the_backbone_its_published_size():
     assert uer().network.head.bias is None
-    source = [torch.Generator().manual_seed(0)]
+    source = torch.Generator().manual_seed(0)
     for bias, count in ((False, 1_094_740), (True, 1_094_750)):
-        network = networks.build("resnet18-reduced", (3, 32, 32), (), 10, bias, source)
+        network = networks.draw("resnet18-reduced", (3, 32, 32), (), 10, bias, (), source)
         assert sum(p.numel() for p in network.parameters()) == count
-    large = networks.build("resnet18-reduced", (3, 84, 84), (), 100, False, source)
-    assert large.head.weight.shape == (1, 100, 640)
-    assert network.head.weight.shape == (1, 10, 160)
+    large = networks.draw("resnet18-reduced", (3, 84, 84), (), 100, False, (), source)
+    assert large.get_parameter("head.weight").shape == (100, 640)
+    assert network.get_parameter("head.weight").shape == (10, 160)
 
 
 def test_2_cosine_logits_know_no_lengths_and_dot_logits_are_linear():
