@@ -340,7 +340,7 @@ class ContinualOptions:
     momentum: float | None = None
     """of sgd"""
     with_: Annotated[str, tyro.conf.arg(name="with")] = "none"
-    """what keeps it able to learn: one or several joined by +, see `neoteny list interventions`"""
+    """keeps the network able to learn, joined by +: nap, redo, l2-init"""
     mask_unseen: bool = True
     """classes that did not come yet are no answer"""
     eval_every: int | None = None

@@ -17,7 +17,7 @@ PENDULUM = ["--env", "gym/Pendulum-v1", "--steps", "100"]
 BAD_INPUT = {
     "command": (["trian"], "unknown command 'trian'. Did you mean 'train'?"),
     "no agent": (["train"], "train needs an agent"),
-    "agent": (["train", "td4", *PENDULUM], "unknown agent 'td4'. Did you mean 'td3'?"),
+    "agent": (["train", "td4", *PENDULUM], "unknown agent 'td4'. Did you mean 'td7' or 'td3'?"),
     "no environment": (["train", "td3"], "train needs an environment"),
     "environment": (
         ["train", "td3", "--env", "mujoco/HalfCheeta-v5"],
@@ -45,7 +45,7 @@ BAD_INPUT = {
     "replay": (["train", "sac", *PENDULUM, "--replay-capacity", "2"], "replay capacity must be at least 3"),
     "discrete agent": (
         ["train", "dqn", *PENDULUM],
-        "'dqn' needs discrete actions, this environment has 1 continuous ones; use beer or ddpg or",
+        "'dqn' needs discrete actions, this environment has 1 continuous ones; use beer or crossq or ddpg or",
     ),
     "continuous agent": (
         ["train", "sac", "--env", "gym/CartPole-v1", "--steps", "100"],
@@ -201,6 +201,7 @@ def test_list_names_what_train_takes(capsys):
     assert main(["list", "agents"]) == 0
     assert capsys.readouterr().out.split() == [
         "beer",
+        "crossq",
         "ddpg",
         "dqn",
         "ppo",
@@ -209,6 +210,7 @@ def test_list_names_what_train_takes(capsys):
         "sac",
         "symphony",
         "td3",
+        "td7",
     ]
     assert main(["list"]) == 0
     assert "td3 small" in capsys.readouterr().out

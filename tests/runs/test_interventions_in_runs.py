@@ -52,7 +52,7 @@ def test_a_sequence_of_tasks_tells_its_interventions(tmp_path, monkeypatch, over
     [
         ("dqn", "gym/CartPole-v1", "reset", "'reset' acts where the task changes, and gym/CartPole-v1 is one task"),
         ("td3", "gym/Pendulum-v1", "l2-init+injection", "injection needs linear heads"),
-        ("dqn", "gym/CartPole-v1", "churn", "Churn runs the network by itself"),
+        ("dqn", "gym/CartPole-v1", "churn", "Churn runs the network on the inputs"),
     ],
 )
 def test_what_cannot_act_is_said_before_anything_is_written(tmp_path, capsys, agent, env, interventions, sentence):
