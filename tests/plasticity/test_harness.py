@@ -167,7 +167,7 @@ def test_a_head_is_set_to_zero_at_each_task_and_held_out_images_are_scored():
 def test_two_optimisers_are_refused():
     class Own(Intervention):
         def optimizer(self, network, parameters, learning_rate, stacked):
-            return torch.optim.SGD(parameters, learning_rate)
+            return torch.optim.SGD(parameters.values(), learning_rate)
 
     with pytest.raises(ValueError, match="a network has one"):
         Trial(TOY, [Own(), Own()], [0])

@@ -135,7 +135,7 @@ BAD_FILES = {
     "nothing": ("steps = 5", "it stands for no trial"),
     "no envs": ('agents = ["td3"]', "it has `agents`, but no `envs`"),
     "one word": ('agents = "td3"\nenvs = ["gym/Pendulum-v1"]', "`agents` must be a list of names, got 'td3'"),
-    "agent": ('agents = ["td4"]\nenvs = ["gym/Pendulum-v1"]', "unknown agent 'td4'. Did you mean 'td3'?"),
+    "agent": ('agents = ["td4"]\nenvs = ["gym/Pendulum-v1"]', "unknown agent 'td4'. Did you mean 'td7' or 'td3'?"),
     "env": ('agents = ["td3"]\nenvs = ["gym/Pendulm-v1"]', "unknown environment 'gym/Pendulm-v1'. Did you mean 'gym/P"),
     "option": (GRID + "options.discont = 0.9", "'td3' has no option 'discont'. Did you mean 'discount'"),
     "option of another agent": (GRID + "options.huber = true", "'td3' has no option 'huber'"),
