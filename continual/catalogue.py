@@ -184,7 +184,7 @@ def open_learner(
 
     setting = Setting(
         members=len(seeds), outputs=stream.outputs, tasks=stream.tasks, labelled=stream.kind == "task",
-        scopes=stream.scopes, network=network, optimizer=optimizer,
+        scopes=stream.scopes, network=network, fresh=fresh, optimizer=optimizer,
         inputs=inputs, memory=benchmark.memory, random=lambda: drawn("memory", next(uses)),
     )  # fmt: skip
     return Learner(stream, make_strategy(strategy, config, setting), inputs, evaluate_every, mask_unseen=mask_unseen)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from continual.fused import mean_cross_entropy
 from continual.inputs import Inputs
@@ -32,10 +32,10 @@ class Setting:
     """What a strategy is told before the first task.
 
     outputs: C, of all tasks together. tasks: how many will come. labelled: a sample's task is told. scopes: [K, C, C],
-    see `TaskStream.scopes`. network: draws one for all members, head with a bias or not. optimizer: makes that of such
-    a network, with the interventions of the run.
-    inputs: how stored images become what is learned from. memory: how many samples may be kept, if a strategy is not
-    told otherwise. random: the stream for what is kept and replayed, another one at each call.
+    see `TaskStream.scopes`. network: draws one for all members, head with a bias or not; fresh: one member's, from a
+    generator. optimizer: makes that of such a network, with the interventions of the run. inputs: how stored images
+    become what is learned from. memory: how many samples may be kept, if a strategy is not told otherwise. random: the
+    stream for what is kept and replayed, another one at each call.
     """
 
     members: int
@@ -44,6 +44,7 @@ class Setting:
     labelled: bool
     scopes: Tensor | None
     network: Callable[[bool], Classifier]
+    fresh: Callable[[bool, torch.Generator], nn.Module]
     optimizer: Callable[[Classifier], Optimizer]
     inputs: Inputs
     memory: int

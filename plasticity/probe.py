@@ -332,9 +332,12 @@ class _Task:
         return member_losses(outputs, targets).sum()
 
     def score(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Accuracy, or 1 - squared error / squared targets (0 for whoever says the mean), at least 0: [A D]."""
+        """Accuracy, or 1 - squared error / squared targets, at least 0 (who says the mean, or diverged): [A D]."""
         scores = member_scores(outputs, targets)
-        return (1 - scores / targets.square().flatten(1).mean(1)).clamp(min=0) if self.numbers else scores
+        if not self.numbers:
+            return scores
+        explained = 1 - scores / targets.square().flatten(1).mean(1)
+        return explained.nan_to_num(0.0).clamp(min=0)  # a network whose training diverged explains nothing
 
     def fitted(self) -> Tensor:
         """Score on all training samples, [A D]."""

@@ -21,12 +21,13 @@ from torch import Tensor
 
 from plasticity.probe import CHECKPOINT, FRESH, Probed, Settings, probe, random_labels, random_network, random_values
 from runs import compute, statistics
+from runs.continual_run import CONTINUAL
 from runs.errors import UsageError, nearest
 from runs.files import write_json
 from runs.groups import ARM, GROUP, expand
 from runs.options import FAMILIES, ProbeOptions
 from runs.probe_section import RESULT
-from runs.probe_subjects import Subject, Wanted, agent_subjects, arm_subjects, module_subject
+from runs.probe_subjects import Subject, Wanted, agent_subjects, arm_subjects, module_subject, strategy_subjects
 from runs.probe_verdict import verdict
 from runs.settings import read_config
 
@@ -103,6 +104,8 @@ def _subjects(options: ProbeOptions, device: torch.device) -> Iterable[Subject]:
         raise UsageError(str(error)) from error
     if command == "train":
         return agent_subjects(run, wanted, device)
+    if command == CONTINUAL:
+        return strategy_subjects(run, wanted, device)
     chosen = [arm for arm in arms if options.network in (None, arm.name)]
     if not chosen:
         raise UsageError(f"there is nothing to probe in '{run}', a run of `neoteny {command}`")

@@ -1,4 +1,4 @@
-"""Which networks `neoteny probe` asks, and on what: those of agents, of populations, or a plain module from a file."""
+"""Which networks `neoteny probe` asks, and on what: of agents, populations, strategies, or a module from a file."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import inspect
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,8 +29,9 @@ from plasticity.networks.stacked import member
 from plasticity.probe import Draws, Fresh
 from plasticity.problems.published import Problem
 from plasticity.problems.streams import Stream, generator
-from runs import checkpoint, plasticity_arm
+from runs import checkpoint, continual_run, plasticity_arm
 from runs.config import RunConfig
+from runs.continual_run import ContinualConfig
 from runs.errors import UsageError, nearest
 from runs.play import load_agent, open_environments, open_run, playable_seeds
 from runs.randomness import spawn_streams, stream_seed
@@ -150,6 +152,39 @@ def arm_subjects(folder: Path, wanted: Wanted, device: torch.device) -> Iterator
             "adam" if problem.optimizer == "adam" else "sgd",
             classifies=problem.loss == "cross_entropy",
             next_tasks=_next_tasks(problem, trial.stream, index, number, wanted),
+        )
+
+
+def strategy_subjects(folder: Path, wanted: Wanted, device: torch.device) -> Iterator[Subject]:
+    """Every seed's network of a run of `neoteny continual`, on training images of the tasks so far."""
+    config = dataclasses.replace(ContinualConfig.load(folder), device=device.type)
+    saved = _checkpoint(folder, wanted.step)
+    try:
+        learner = continual_run.build(config)
+        learner.load_state_dict(checkpoint.read_seed(saved, config.seeds[0]))
+    except checkpoint.Damaged as error:
+        raise UsageError(str(error)) from error
+    except MISFITS as error:
+        raise UsageError(f"{saved} does not fit this installation: {one_line(error)}") from error
+    _chosen([config.strategy], wanted.network)
+    stream, strategy, benchmark = learner.stream, learner.strategy, config.resolved()
+    begun = learner.index if learner.step else max(0, learner.index - 1)
+    steps = min(stream.steps(begun, "seen"), -(-wanted.inputs // stream.batch))
+    images = stream.batches(begun, 0, steps, "seen")[0].flatten(1, 2)
+    fresh = partial(strategy.setting.fresh, strategy.network.head.bias is not None)
+    template = fresh(torch.Generator(device).manual_seed(0))
+    for number, seed in enumerate(config.seeds[: wanted.seeds]):
+        seen = learner.inputs.scaled(images[number])
+        yield Subject(
+            config.strategy,
+            seed,
+            learner.steps,
+            member(strategy.network, template, number),
+            fresh,
+            seen[_first_of_each(seen)][: wanted.inputs],
+            benchmark.learning_rate,
+            benchmark.optimizer,
+            classifies=True,
         )
 
 

@@ -37,6 +37,14 @@ def population(tmp_path_factory):
     return out / "run"
 
 
+@pytest.fixture(scope="module")
+def strategy(tmp_path_factory):
+    out = tmp_path_factory.mktemp("strategy")
+    toy = ["--benchmark", "split-blobs", "--seeds", "2", "--with", "layernorm", "--eval-every", "0"]
+    assert main(["continual", "uer", *toy, "--quiet", "--no-tensorboard", "--out", str(out), "--name", "run"]) == 0
+    return out / "run"
+
+
 def train(out: Path, agent: str, env: str, name: str, *more: str) -> None:
     toy = ["--steps", "200", "--seeds", "1", "--eval-episodes", "1", "--warmup-steps", "50", "--batch-size", "16"]
     quick = ["--hidden", "16", "16", "--replay-capacity", "1000", "--quiet", "--no-tensorboard"]
@@ -49,6 +57,18 @@ def agents(tmp_path_factory):
     train(out, "td3", "gym/Pendulum-v1", "td3")
     train(out, "dqn", "gym/CartPole-v1", "dqn", "--layer-norm")
     return out
+
+
+def test_a_strategy_on_the_tasks_so_far(strategy, capsys):
+    before = files(strategy)
+    found = probe(capsys, strategy)
+    assert files(strategy) == before
+    assert [(row["network"], row["family"]) for row in found["networks"]] == [
+        ("uer", "random labels"),
+        ("uer", "random network"),
+    ]
+    assert main(["probe", str(strategy), "--families", "next", *QUICK]) == 2
+    assert "'uer' has no next tasks" in capsys.readouterr().err
 
 
 def test_every_arm_of_a_population_and_its_next_tasks(population, capsys):
