@@ -259,13 +259,14 @@ class Agent:
         compiled: bool = False,
         plasticity: Plasticity | None = None,
     ):
-        sizes = require_flat("td7", observation_spec), require_continuous("td7", action_spec).size, config
+        action_spec = require_continuous("td7", action_spec)
+        sizes = require_flat("td7", observation_spec), action_spec.size, config
         self.config, self.num_envs, self.device, self.lead = config, num_envs, device, common_lead(streams)
         require_one_seed("td7", self.lead)
         self.plasticity = make = plasticity or Plasticity()
         self.exploration, self.noise = streams["exploration"], streams["update"]
-        self.scale = ActionScale(require_continuous("td7", action_spec), device)
-        self.action_size = sizes[1]
+        self.scale = ActionScale(action_spec, device)
+        self.action_size = action_spec.size
         self.encoder = make.network(lambda: Encoder(*sizes), streams["initialisation"])
         self.actor = make.network(lambda: Actor(*sizes), streams["initialisation"])
         self.critics = make.network(lambda: Critics(*sizes), streams["initialisation"])

@@ -6,6 +6,7 @@ DQN, Rainbow and QR-DQN are this with a network, a target and a loss of their ow
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ def make_replay(
     return Replay(*common, fading=config.replay == "fading")
 
 
-class ValueBased:
+class ValueBased(ABC):
     """Owns the networks, the optimiser and the replay ring, and acts ε-greedily.
 
     An agent gives `name`, `_network`, `_values` and `_loss`. Its config has the hyper-parameters read here, which mean
@@ -81,17 +82,17 @@ class ValueBased:
         self.steps = self.updates = 0
         self.pending: tuple[Tensor, Tensor] | None = None  # obs and action that wait for their outcome
 
+    @abstractmethod
     def _network(self, observation_spec: ObservationSpec) -> Any:
         """The network of one seed."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _values(self, obs: Tensor, stream: RandomStream | None) -> Tensor:
         """Q(s, ·) by which to act, [*S, N, number of actions]. stream: of exploring noise, None when evaluated."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _loss(self, batch: Batch, weight: Tensor | None) -> tuple[Tensor, Metrics, Tensor]:
         """Loss [*S], metrics [*S] and the errors that decide priorities [*S, B]. weight: of importance, [*S, B]."""
-        raise NotImplementedError
 
     @property
     def epsilon(self) -> float:

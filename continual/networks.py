@@ -12,7 +12,6 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from continual.fused import apply_relu_layers, relu_layers
 from plasticity.intervention import Intervention
 from plasticity.networks.architectures import ARCHITECTURES, draw_
 from plasticity.networks.stacked import StackedBatchNorm, StackedLinear, stack
@@ -31,10 +30,6 @@ class Classifier(nn.Module):
         self.mixes_samples = any(isinstance(module, StackedBatchNorm) for module in features.modules())
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.represent(x))
-
-    def straight_forward(self, x: Tensor) -> Tensor:
-        """The same without a look at layers, for tracing."""
         return self.head(self.features(x))
 
     @staticmethod
@@ -44,18 +39,11 @@ class Classifier(nn.Module):
         head = cast(StackedLinear, stack([member.head for member in same]))
         return Classifier(stack([member.features for member in same]), head)
 
-    def represent(self, x: Tensor) -> Tensor:
-        """Features [K, B, d] of x [K, B, *shape]; as `self.features`, whose hooks are called if it has any."""
-        layers = relu_layers(self.features)
-        if layers is None or any(module._forward_hooks for module in self.features.modules()):
-            return self.features(x)
-        return apply_relu_layers(x, layers)
-
     def features_of(self, *batches: Tensor) -> list[Tensor]:
         """Features of each batch [K, B_i, *shape]: a pass for each if samples of a pass mix, else one for all."""
         if self.mixes_samples or len(batches) == 1:
-            return [self.represent(x) for x in batches]
-        return list(self.represent(torch.cat(batches, 1)).split([x.shape[1] for x in batches], 1))
+            return [self.features(x) for x in batches]
+        return list(self.features(torch.cat(batches, 1)).split([x.shape[1] for x in batches], 1))
 
     def outputs_of(self, *batches: Tensor) -> list[Tensor]:
         """The same for outputs [K, B_i, C]."""

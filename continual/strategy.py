@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from continual.fused import mean_cross_entropy
 from continual.inputs import Inputs
 from continual.memory import Batch, Memory, Policy
 from continual.networks import Classifier
@@ -111,7 +111,7 @@ class Strategy:
             allowed = own if allowed is None else own & allowed
         if allowed is not None:
             outputs = outputs.masked_fill(~allowed, -torch.inf)
-        return mean_cross_entropy(outputs, labels)
+        return F.cross_entropy(outputs.mT, labels, reduction="none").mean(1)
 
     def descend(self, loss: Tensor) -> None:
         """One step of the optimiser on the losses of the members, [K], and what interventions add to them."""

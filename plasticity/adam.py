@@ -1,22 +1,21 @@
 """Adam (Kingma & Ba 2015, arXiv:1412.6980, algorithm 1) as one fused kernel call a step.
 
-The arithmetic is `torch.optim.Adam(fused=True)`, bit for bit, but that moments too small for a normal number are 0.
-Those of units that get no gradient shrink until they are, some 800 steps later, and then a processor takes seven times
-as long over a step (docs/results/speed.md). That class spends twice as long on bookkeeping around the kernel as in it
-when networks are small; this one keeps lists of tensors and calls the kernel. Gradients are handed in, so nothing reads
-or writes `parameter.grad`.
+The arithmetic is `torch.optim.Adam(fused=True)`, bit for bit, but that moments too small for a normal number are 0
+(`plasticity.denormals`). That class spends twice as long on bookkeeping around the kernel as in it when networks are
+small; this one keeps lists of tensors and calls the kernel. Gradients are handed in, so nothing reads or writes
+`parameter.grad`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from plasticity.denormals import denormals_as_zero
 
 
 class Adam:
@@ -83,17 +82,6 @@ class Adam:
                 raise ValueError(f"the saved optimiser's '{name}' does not fit these parameters")
             for target, source in zip(own, saved, strict=True):
                 target.copy_(source)
-
-
-@contextmanager
-def denormals_as_zero() -> Iterator[None]:
-    """Inside, what this thread computes is 0 where it would be smaller than the smallest normal number."""
-    before = bool(np.float32(1e-38) * np.float32(0.1) == 0)  # there is no other way to ask
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(before)
 
 
 def laid_out_like(parameter: Tensor, gradient: Tensor) -> Tensor:

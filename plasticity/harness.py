@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from plasticity.adam import Adam
+from plasticity.denormals import denormals_as_zero
 from plasticity.intervention import Batch, Intervention, Learner, by_stage
 from plasticity.measures.diagnostics import Diagnostics
 from plasticity.networks.architectures import ARCHITECTURES, draw_
@@ -196,7 +197,8 @@ class Trial:
         if self._scales:
             scaled_step(learner, batch, self.interventions)
         else:
-            learner.optimizer.step()
+            with denormals_as_zero():
+                learner.optimizer.step()
 
     def _with_penalties(self, trained: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> list[Tensor]:
         named = dict(self.network.named_parameters())

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plasticity.denormals import denormals_as_zero
+
 
 class SGD:
     """Owns the velocity of `parameters`, in their order; none without momentum.
@@ -34,11 +36,12 @@ class SGD:
         moves = list(gradients)
         if self.weight_decay:
             moves = list(torch._foreach_add(moves, self.parameters, alpha=self.weight_decay))
-        if self.momentum:
-            torch._foreach_mul_(self.velocity, self.momentum)
-            torch._foreach_add_(self.velocity, moves)
-            moves = self.velocity
-        torch._foreach_add_(self.parameters, moves, alpha=-self.learning_rate)
+        with denormals_as_zero():
+            if self.momentum:
+                torch._foreach_mul_(self.velocity, self.momentum)
+                torch._foreach_add_(self.velocity, moves)
+                moves = self.velocity
+            torch._foreach_add_(self.parameters, moves, alpha=-self.learning_rate)
 
     def state_dict(self) -> dict[str, Any]:
         """The velocities."""

@@ -6,11 +6,11 @@ import dataclasses
 import importlib
 import inspect
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -24,7 +24,9 @@ from agents.ppo import ActorCritic
 from agents.ppo import Agent as PPO
 from agents.sac import StochasticActor
 from agents.symphony_networks import Actor as SymphonyActor
+from continual.learner import Learner
 from envs import Runner
+from plasticity.harness import Trial
 from plasticity.networks.stacked import member
 from plasticity.probe import Draws, Fresh
 from plasticity.problems.published import Problem
@@ -36,6 +38,8 @@ from runs.errors import UsageError, nearest
 from runs.play import load_agent, open_environments, open_run, playable_seeds
 from runs.randomness import spawn_streams, stream_seed
 from runs.training import MISFITS, build_agent, one_line
+
+Population = TypeVar("Population", Trial, Learner)
 
 
 @dataclass(frozen=True)
@@ -124,17 +128,22 @@ def agent_subjects(folder: Path, wanted: Wanted, device: torch.device) -> Iterat
             runner.close()
 
 
-def arm_subjects(folder: Path, wanted: Wanted, device: torch.device) -> Iterator[Subject]:
-    """Every seed's network of one arm of `neoteny plasticity`; named after the arm."""
-    config = dataclasses.replace(plasticity_arm.ArmConfig.load(folder), device=device.type)
-    saved = _checkpoint(folder, wanted.step)
+def _restored(build: Callable[[], Population], saved: Path, first_seed: int) -> Population:
+    """What `build` makes, as a checkpoint has it; a population's lies in the file of its first seed."""
     try:
-        trial = plasticity_arm.build(config)
-        trial.load_state_dict(checkpoint.read_seed(saved, config.seeds[0]))
+        population = build()
+        population.load_state_dict(checkpoint.read_seed(saved, first_seed))
     except checkpoint.Damaged as error:
         raise UsageError(str(error)) from error
     except MISFITS as error:
         raise UsageError(f"{saved} does not fit this installation: {one_line(error)}") from error
+    return population
+
+
+def arm_subjects(folder: Path, wanted: Wanted, device: torch.device) -> Iterator[Subject]:
+    """Every seed's network of one arm of `neoteny plasticity`; named after the arm."""
+    config = dataclasses.replace(plasticity_arm.ArmConfig.load(folder), device=device.type)
+    trial = _restored(lambda: plasticity_arm.build(config), _checkpoint(folder, wanted.step), config.seeds[0])
     _chosen([config.intervention], wanted.network)
     problem, index = trial.problem, min(trial.index, trial.problem.tasks - 1)
     inputs, _ = trial.stream.task(index).examples()
@@ -158,14 +167,7 @@ def arm_subjects(folder: Path, wanted: Wanted, device: torch.device) -> Iterator
 def strategy_subjects(folder: Path, wanted: Wanted, device: torch.device) -> Iterator[Subject]:
     """Every seed's network of a run of `neoteny continual`, on training images of the tasks so far."""
     config = dataclasses.replace(ContinualConfig.load(folder), device=device.type)
-    saved = _checkpoint(folder, wanted.step)
-    try:
-        learner = continual_run.build(config)
-        learner.load_state_dict(checkpoint.read_seed(saved, config.seeds[0]))
-    except checkpoint.Damaged as error:
-        raise UsageError(str(error)) from error
-    except MISFITS as error:
-        raise UsageError(f"{saved} does not fit this installation: {one_line(error)}") from error
+    learner = _restored(lambda: continual_run.build(config), _checkpoint(folder, wanted.step), config.seeds[0])
     _chosen([config.strategy], wanted.network)
     stream, strategy, benchmark = learner.stream, learner.strategy, config.resolved()
     begun = learner.index if learner.step else max(0, learner.index - 1)

@@ -119,4 +119,4 @@ class UER(Strategy):
         return metrics | ({"loss/replay": replayed[0].detach()} if replayed else {})
 
     def predict(self, x: Tensor, task: Task | None) -> Tensor:
-        return self.logits(self.network.represent(x), self.config.predict_logits)
+        return self.logits(self.network.features(x), self.config.predict_logits)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from plasticity.adam import laid_out_like
+from plasticity.denormals import denormals_as_zero
 from plasticity.intervention import Learner
 
 
@@ -42,7 +43,8 @@ class MemberOptimizer:
         for name, gradient in zip(self.names, gradients, strict=True):
             owned = self._learner.optimized[name]
             owned.grad = laid_out_like(owned, self._learner.by_member(name, gradient))
-        self.optimizer.step()
+        with denormals_as_zero():
+            self.optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:
         """Of the optimiser; tensors have the members in front."""

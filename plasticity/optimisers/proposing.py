@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plasticity.adam import denormals_as_zero
+from plasticity.denormals import denormals_as_zero
 from plasticity.intervention import Batch, Intervention, Learner
 
 
@@ -55,7 +55,8 @@ class ProposingOptimizer(torch.optim.Optimizer):
             if parameters:
                 groups.append(Group(options, parameters, [p.grad for p in parameters]))
         self.proposed = [p for group in groups for p in group.parameters]
-        self._proposal = self._propose(groups) if groups else []
+        with denormals_as_zero():
+            self._proposal = self._propose(groups) if groups else []
         return self._proposal
 
     @abstractmethod
@@ -143,22 +144,21 @@ def adam_proposal(optimizer: ProposingOptimizer, group: Group) -> list[Tensor]:
     steps = [torch.zeros_like(p) for p in group.parameters]
     torch._foreach_add_([state["step"] for state in states], 1)
     beta1, beta2 = group.options["betas"]
-    with denormals_as_zero():
-        torch._fused_adam_(
-            steps,
-            group.gradients,
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [],
-            [state["step"] for state in states],
-            lr=group.options["lr"],
-            beta1=beta1,
-            beta2=beta2,
-            weight_decay=0.0,
-            eps=group.options["eps"],
-            amsgrad=False,
-            maximize=False,
-        )
+    torch._fused_adam_(
+        steps,
+        group.gradients,
+        [state["exp_avg"] for state in states],
+        [state["exp_avg_sq"] for state in states],
+        [],
+        [state["step"] for state in states],
+        lr=group.options["lr"],
+        beta1=beta1,
+        beta2=beta2,
+        weight_decay=0.0,
+        eps=group.options["eps"],
+        amsgrad=False,
+        maximize=False,
+    )
     return steps
 
 

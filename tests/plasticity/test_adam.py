@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from plasticity.adam import Adam
-from plasticity.optimisers.adamp import AdamP
 
 
 def parameters() -> list[torch.Tensor]:
@@ -30,24 +29,6 @@ def test_equals_torch_bit_for_bit():
         reference.step()
     for a, b in zip(ours, theirs, strict=True):
         assert torch.equal(a, b)
-
-
-@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this processor has no such mode")
-@pytest.mark.parametrize("kind", [Adam, AdamP])
-def test_moments_without_gradients_end_in_zero_and_not_in_slow_numbers(kind):
-    p = torch.ones(1)
-    optimizer = Adam([p], 0.1) if kind is Adam else AdamP([p], 0.1, delta=0.0)
-    for step in range(841):
-        gradient = torch.full((1,), float(step == 0))
-        if isinstance(optimizer, Adam):
-            optimizer.step([gradient])
-        else:
-            p.grad = gradient
-            optimizer.step()
-    moment = optimizer.exp_avg[0] if isinstance(optimizer, Adam) else optimizer.state[p]["exp_avg"]
-    assert 0 < 0.1 * 0.9**840 < torch.finfo(torch.float32).tiny  # what it would be
-    assert moment == 0
-    assert torch.tensor(1e-38) * 0.1 != 0  # elsewhere, such numbers are what they were
 
 
 def test_first_step_is_the_learning_rate_against_the_sign():
