@@ -7,3 +7,6 @@ and never asks which environment it is in. This room may import `plasticity` and
 
 # The modules that offer `Config` and `Agent`, by the names that users know.
 NAMES = ("beer", "crossq", "ddpg", "dqn", "ppo", "qrdqn", "rainbow", "sac", "symphony", "td3", "td7")
+
+# And those that learn from fixed data, modules of `agents.offline`.
+OFFLINE_NAMES = ("a2pr", "bc", "cql", "iql", "rebrac", "td3_bc")

@@ -226,10 +226,10 @@ _AT_LEAST_ONE = {
     ),
     *("target_update_every", "epsilon_decay_steps", "nodes", "episode_limit", "feature_heads"),
     *("rollout_steps", "epochs", "minibatches", "importance_steps", "critics"),
-    *("embedding", "checkpoint_episodes"),
+    *("embedding", "checkpoint_episodes", "sampled_actions", "backup_actions"),
 }
 _POSITIVE = {
-    "learning_rate",
+    *("learning_rate", "vae_learning_rate", "actor_learning_rate", "critic_learning_rate"),
     "adam_epsilon",
     "initial_temperature",
     "max_gradient_norm",
@@ -241,14 +241,16 @@ _FRACTION = {
     *("discount", "target_rate", "epsilon_start", "epsilon_end", "epsilon_evaluation"),
     *("gae_lambda", "advantage_rate", "first_moment_rate", "second_moment_rate"),
     *("priority_exponent", "importance_start", "checkpoint_reset"),
-    "batch_norm_momentum",
+    *("batch_norm_momentum", "offline_share", "anneal_end", "expectile"),
 }
 _NOT_NEGATIVE = {
     *("warmup_steps", "exploration_noise", "target_noise", "target_noise_clip", "fall_window", "terminal_lives"),
     *("value_weight", "entropy_weight", "representation_weight", "weight_decay", "bottleneck", "encoder_features"),
+    *("alpha", "mask", "vae_weight", "cloning_weight", "critic_penalty", "inverse_temperature", "conservatism"),
     "renormalise_after",
     "checkpoint_after",
 }
+_LAYERS = ("hidden", "critic_hidden", "vae_hidden")
 
 
 def check_config(config: Any) -> None:
@@ -265,5 +267,5 @@ def check_config(config: Any) -> None:
             raise ValueError(f"{name} must be between 0 and 1, got {value}")
         if name in _NOT_NEGATIVE and not value >= 0:
             raise ValueError(f"{name} must not be negative, got {value}")
-        if name == "hidden" and not value or name in ("hidden", "critic_hidden") and min(value, default=1) < 1:
+        if name == "hidden" and not value or name in _LAYERS and min(value, default=1) < 1:
             raise ValueError(f"{name} must list at least one layer size of at least 1, got {value}")

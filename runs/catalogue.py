@@ -15,8 +15,13 @@ import agents
 from agents import simba
 from envs import ObservationSpec
 from runs.errors import nearest
+from runs.offline_presets import OFFLINE_PRESETS
 
 AGENTS: dict[str, ModuleType] = {name: importlib.import_module(f"agents.{name}") for name in agents.NAMES}
+# Those that learn from fixed data.
+OFFLINE: dict[str, ModuleType] = {
+    name: importlib.import_module(f"agents.offline.{name}") for name in agents.OFFLINE_NAMES
+}
 
 # The switches and numbers of Symphony's successor that its paper and its code have in common.
 _SAYA = {
@@ -274,6 +279,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
+PRESETS |= OFFLINE_PRESETS
+
 
 # What a preset sets of the run, whatever the agent: options of `neoteny train`. NaP leaves the decay of learning rates
 # to the schedule. For one task it is linear to 0, a survey's simple choice (specs/nap-and-plasticity.md, section 1.7).
@@ -290,9 +297,10 @@ PRESET_RUNS: dict[str, dict[str, Any]] = {
 
 def find_agent(name: str) -> ModuleType:
     """The module of an agent: its `Config` and its `Agent`. Raises ValueError with the nearest names."""
-    if name not in AGENTS:
-        raise ValueError(f"unknown agent '{name}'.{nearest(name, AGENTS)}")
-    return AGENTS[name]
+    known = AGENTS | OFFLINE
+    if name not in known:
+        raise ValueError(f"unknown agent '{name}'.{nearest(name, known)}")
+    return known[name]
 
 
 def default_preset(agent: str, env_ids: Sequence[str], observation_spec: ObservationSpec) -> str | None:

@@ -20,7 +20,7 @@ from envs import Runner
 from envs.graphics import OpenGLMissing
 from envs.sequence import sequence_of
 from runs import compute
-from runs.catalogue import AGENTS, default_preset, find_agent, preset_config, run_preset
+from runs.catalogue import AGENTS, OFFLINE, default_preset, find_agent, preset_config, run_preset
 from runs.checkpoint import list_checkpoints
 from runs.config import RunConfig
 from runs.errors import UsageError
@@ -95,6 +95,8 @@ def _film(folder: Path, quiet: bool) -> None:
 def prepare(agent: str, arguments: Sequence[str]) -> tuple[RunConfig, TrainOptions]:
     """Everything about a run, checked, without writing anything. Raises ValueError or UsageError, one sentence."""
     module, prog = find_agent(agent), f"neoteny train {agent}"
+    if agent in OFFLINE:
+        raise UsageError(f"'{agent}' learns from fixed data: neoteny offline {agent} --data SOURCE")
     if asks_for_help(arguments):
         print(help_page([module.Config], [module.Config()], prog, TRAIN_EXAMPLE))
         print("`neoteny train --help` shows the options of a run, which go with these.")
