@@ -5,4 +5,6 @@ field, and the bridge to Avalanche. This room may import `plasticity`; it never 
 """
 
 # The strategies of `continual.catalogue`, here so that a page of help need not import torch.
-NAMES = ("naive", "joint", "cumulative", "er", "er_ace", "der", "derpp", "uer")
+NAMES = (
+    "naive", "joint", "cumulative", "er", "er_ace", "der", "derpp", "uer", "ewc", "si", "lwf", "agem", "packnet",
+)  # fmt: skip

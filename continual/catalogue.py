@@ -15,7 +15,7 @@ from continual import datasets, networks
 from continual.inputs import AUGMENTATIONS, Augmentation, Inputs
 from continual.learner import Learner
 from continual.plastic import plastic_optimizer
-from continual.strategies import cumulative, der, derpp, er, er_ace, joint, naive, uer
+from continual.strategies import agem, cumulative, der, derpp, er, er_ace, ewc, joint, lwf, naive, packnet, si, uer
 from continual.strategy import Optimizer, Setting, Strategy
 from continual.streams import Change, Kind, TaskStream
 from plasticity.adam import Adam
@@ -36,6 +36,11 @@ STRATEGIES: dict[str, tuple[type[Strategy], type[Any]]] = {
     "der": (der.DER, der.Config),
     "derpp": (derpp.DERPP, derpp.Config),
     "uer": (uer.UER, uer.Config),
+    "ewc": (ewc.EWC, ewc.Config),
+    "si": (si.SI, si.Config),
+    "lwf": (lwf.LwF, lwf.Config),
+    "agem": (agem.AGEM, agem.Config),
+    "packnet": (packnet.PackNet, packnet.Config),
 }
 
 

@@ -85,6 +85,8 @@ class Learner:
         self.learn(min(steps, task.steps - self.step))
         self._log()
         if self.step == task.steps:
+            if self.strategy.reviews:
+                self.strategy.review(self._first_pass(), task)
             self.strategy.end_task(task)
             self._end_task()
 
@@ -96,6 +98,15 @@ class Learner:
             images, labels = self.stream.batches(self.index, self.step, end, self.strategy.trains_on)
             for offset in range(end - self.step):
                 self._learn(images[:, offset], labels[:, offset], task)
+
+    def _first_pass(self) -> Iterator[Batch]:
+        """The batches of the first pass over the present task, as they came, without augmentation."""
+        steps = self.tasks[self.index].steps // self.stream.epochs
+        for start in range(0, steps, self._gathered):
+            end = min(start + self._gathered, steps)
+            images, labels = self.stream.batches(self.index, start, end, self.strategy.trains_on)
+            for x, y in zip(images.unbind(1), labels.unbind(1), strict=True):
+                yield Batch(x, y, self.inputs.scaled(x), y, {})
 
     @property
     def _gathered(self) -> int:

@@ -6,7 +6,7 @@ never logs, touches files, or asks which benchmark it is in. The learner (`conti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,11 +57,13 @@ class Strategy:
     memory: samples kept of each member; None: as many as the setting says; policy: which. head_bias: of the network.
 
     trains_on: the samples of a task's steps, see `TaskStream.batches`. needs_task_labels: it works only where a
-    sample's task is told. Raises ValueError if it is not.
+    sample's task is told. reviews: it wants to see a task's samples once more at its end. Raises ValueError if it does
+    not fit.
     """
 
     trains_on: Source = "task"
     needs_task_labels = False
+    reviews = False
 
     def __init__(self, setting: Setting, head_bias: bool = True, memory: int | None = 0, policy: Policy = "reservoir"):
         if self.needs_task_labels and not setting.labelled:
@@ -69,7 +71,7 @@ class Strategy:
             raise ValueError(f"'{name}' needs to be told the task of each sample, which only --kind task does")
         self.setting = setting
         self.network = setting.network(head_bias)
-        self.parameters = [p for p in self.network.parameters() if p.requires_grad]
+        self.parameters: list[Tensor] = [p for p in self.network.parameters() if p.requires_grad]
         self.optimizer = setting.optimizer(self.network)
         device = self.parameters[0].device
         kept = setting.memory if memory is None else memory
@@ -92,8 +94,11 @@ class Strategy:
         self.descend(loss)
         return {"loss/current": loss.detach()}
 
+    def review(self, batches: Iterable[Batch], task: Task) -> None:
+        """Called after the last batch of a task, if `reviews`: its first pass again, in that order, not augmented."""
+
     def end_task(self, task: Task) -> None:
-        """Called after the last batch of a task."""
+        """Called after the last batch of a task, and after `review`."""
 
     def predict(self, x: Tensor, task: Task | None) -> Tensor:
         """Scores [K, B, C] of inputs [K, B, *shape]; the largest is the answer. task: None where it is not told."""
@@ -115,10 +120,14 @@ class Strategy:
 
     def descend(self, loss: Tensor) -> None:
         """One step of the optimiser on the losses of the members, [K], and what interventions add to them."""
+        self.optimizer.step(self.gradients(loss))
+
+    def gradients(self, loss: Tensor) -> list[Tensor]:
+        """Of the losses of the members, [K], and what interventions add to them: one for each of `parameters`."""
         penalty = self.optimizer.penalty(loss.shape) if isinstance(self.optimizer, PlasticOptimizer) else None
         if penalty is not None:
             loss = loss + penalty
-        self.optimizer.step(torch.autograd.grad(loss.sum(), self.parameters))
+        return list(torch.autograd.grad(loss.sum(), self.parameters))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides the future, as tensors and plain values."""

@@ -30,6 +30,8 @@ BLOBS = datasets.load("blobs")
 
 
 def learner(strategy="er", seeds=(0,), benchmark=TOY, **settings) -> Learner:
+    if STRATEGIES[strategy][0].needs_task_labels:
+        benchmark = dataclasses.replace(benchmark, kind="task")
     return open_learner(benchmark, strategy, STRATEGIES[strategy][1](**settings), seeds, data=BLOBS)
 
 
