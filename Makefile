@@ -21,7 +21,7 @@ demo: .venv/.core
 	$(BIN)/neoteny report results/demo
 
 test: .venv/.tests
-	$(BIN)/python -m pytest --numprocesses 2
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 clean:
 	rm -rf .venv results/demo

@@ -85,10 +85,6 @@ class AgentDiagnostics:
         self.rollout: Any = getattr(agent, "rollout", None)
         if self.replay is None and self.rollout is None:
             raise ValueError("diagnostics need an agent with a replay or a rollout, from which they take observations")
-        if getattr(agent, "encoder", None) is not None and not hasattr(agent, "inputs_of"):
-            raise ValueError(
-                "diagnostics know networks that read observations; these read what an encoder makes of them"
-            )
         self.lead: Axes = agent.lead  # type: ignore[attr-defined]
         self.networks: dict[str, _Network] = {}
         optimizers = [part for part in vars(agent).values() if isinstance(part, Optimizer)]

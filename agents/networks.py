@@ -90,6 +90,8 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return torch.matmul(x, weight)
     if x.ndim == 2:
         return torch.addmm(bias, x, weight)
+    if x.ndim == 3:
+        return torch.baddbmm(bias, x, weight)
     product = torch.baddbmm(*(tensor.flatten(0, -3) for tensor in (bias, x, weight)))
     return product.unflatten(0, x.shape[:-2])
 

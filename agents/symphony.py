@@ -390,10 +390,16 @@ class Agent:
 
     @torch.no_grad()
     def value(self, obs: Tensor) -> Tensor:
-        action = self.act(obs, explore=False)
-        pair = (obs, action) if self.encoder is None else self.encoder.pair(self.encoder.state(obs), action)[:2]
-        nodes = self.critics(*pair)
+        nodes = self.critics(*self.inputs_of(obs, self.act(obs, explore=False))["critics"])
         return aggregate(nodes, self.weights) * self.replay.reward_scale.view(*self.lead, 1)
+
+    @torch.no_grad()
+    def inputs_of(self, obs: Tensor, action: Tensor) -> dict[str, tuple[Tensor, ...]]:
+        """What actor and critics read of pairs obs [*S, B, O], action [*S, B, A]; for diagnostics and probe."""
+        if self.encoder is None:
+            return {"actor": (obs,), "critics": (obs, action)}
+        state = self.encoder.state(obs)
+        return {"actor": (state,), "critics": self.encoder.pair(state, action)[:2]}
 
     def observe(self, step: Step) -> None:
         obs, action = take_pending(self.pending)

@@ -151,10 +151,14 @@ class Actor(Liftable):
         self.embed = nn.Sequential(StackedLinear(1, observations, config.embedding), AvgL1Norm())
         self.net = layers(1, (2 * config.embedding, *config.hidden, actions), nn.ReLU)
 
+    def straight_forward(self, obs: Tensor, zs: Tensor) -> Tensor:
+        """f(s, z^s), for tracing."""
+        x = torch.cat([self.embed(obs.unsqueeze(-3)), zs.unsqueeze(-3)], -1)
+        return self.net(x).squeeze(-3)
+
     def forward(self, obs: Tensor, zs: Tensor) -> Tensor:
         """obs [B, O], z^s [B, D] -> action [B, A] in [-1, 1]."""
-        x = torch.cat([self.embed(obs.unsqueeze(-3)), zs.unsqueeze(-3)], -1)
-        return self.net(x).squeeze(-3).tanh()
+        return self.straight_forward(obs, zs).tanh()
 
 
 class Critics(Liftable):
@@ -167,10 +171,17 @@ class Critics(Liftable):
         self.embed = nn.Sequential(StackedLinear(self.count, observations + actions, config.embedding), AvgL1Norm())
         self.net = layers(self.count, (3 * config.embedding, *config.hidden, 1), nn.ELU)
 
-    def forward(self, obs: Tensor, action: Tensor, zsa: Tensor, zs: Tensor) -> Tensor:
-        """obs [B, O], action [B, A], z^sa and z^s [B, D] -> values [2, B]."""
+    def straight_forward(self, obs: Tensor, action: Tensor, zsa: Tensor, zs: Tensor) -> Tensor:
+        """The same without a look at shapes, for tracing."""
         own = self.embed(torch.cat([obs, action], -1).expand(self.count, -1, -1))
         x = torch.cat([own, torch.cat([zsa, zs], -1).expand(self.count, -1, -1)], -1)
+        return self.net(x).squeeze(-1)
+
+    def forward(self, obs: Tensor, action: Tensor, zsa: Tensor, zs: Tensor) -> Tensor:
+        """obs [*S, B, O], action [*S, B, A], z^sa and z^s [*S, B, D] -> values [*S, 2, B]."""
+        pair, embeddings = torch.cat([obs, action], -1).unsqueeze(-3), torch.cat([zsa, zs], -1).unsqueeze(-3)
+        each = (*pair.shape[:-3], self.count, -1, -1)
+        x = torch.cat([self.embed(pair.expand(each)), embeddings.expand(each)], -1)
         return self.net(x).squeeze(-1)
 
 
@@ -326,7 +337,7 @@ class Agent:
 
     @torch.no_grad()
     def inputs_of(self, obs: Tensor, action: Tensor) -> dict[str, tuple[Tensor, ...]]:
-        """What each trained network reads of pairs obs [B, O], action [B, A]; for diagnostics."""
+        """What each trained network reads of pairs obs [B, O], action [B, A]; for diagnostics and probe."""
         zs = self.fixed_encoder.zs(obs)
         pair = obs, action, self.fixed_encoder.zsa(zs, action), zs
         return {"encoder": (obs, action), "actor": (obs, zs), "critics": pair}

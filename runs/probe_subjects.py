@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,6 @@ from agents.networks import DeterministicActor, Liftable
 from agents.ppo import ActorCritic
 from agents.ppo import Agent as PPO
 from agents.sac import StochasticActor
-from agents.symphony_networks import Actor as SymphonyActor
 from continual.learner import Learner
 from envs import Runner
 from plasticity.harness import Trial
@@ -84,28 +83,22 @@ class Wanted:
         return self.samples + self.samples // 2
 
 
-class ValuesOfPairs(Liftable):
-    """Critics Q(s, a) as a function of one input: [*S, B, O + A] -> [*S, B, values of all critics]."""
+class OfOneInput(Liftable):
+    """A network of several inputs as a function of all of them behind one another: [*S, B, inputs] -> [*S, B, outputs].
 
-    def __init__(self, critics: nn.Module, observations: int):
+    Of critics the values of all, of an actor what it squashes and splits. sizes: of the inputs.
+    """
+
+    def __init__(self, network: nn.Module, sizes: Sequence[int]):
         super().__init__()
-        self.critics, self.observations = critics, observations
+        self.network, self.sizes = network, list(sizes)
 
-    def forward(self, pair: Tensor) -> Tensor:
-        obs, action = pair[..., : self.observations], pair[..., self.observations :]
-        values = self.critics(obs, action)  # [*S, K, B], or several values of each, [*S, K, B, n]
-        return values.mT if values.ndim == pair.ndim else values.transpose(-3, -2).flatten(-2)
-
-
-class OutputsOfActor(Liftable):
-    """An actor of several heads before they are squashed and split: obs [*S, B, O] -> [*S, B, outputs]."""
-
-    def __init__(self, actor: nn.Module):
-        super().__init__()
-        self.actor = actor
-
-    def forward(self, obs: Tensor) -> Tensor:
-        return self.actor.straight_forward(obs)  # type: ignore[operator]
+    def forward(self, x: Tensor) -> Tensor:
+        parts = x.split(self.sizes, -1)
+        if hasattr(self.network, "count"):
+            values = self.network(*parts)  # [*S, K, B], or several values of each, [*S, K, B, n]
+            return values.mT if values.ndim == x.ndim else values.transpose(-3, -2).flatten(-2)
+        return getattr(self.network, "straight_forward", self.network)(*parts)
 
 
 def agent_subjects(folder: Path, wanted: Wanted, device: torch.device) -> Iterator[Subject]:
@@ -280,22 +273,26 @@ def _networks(agent: Agent, obs: Tensor, action: Tensor) -> dict[str, tuple[nn.M
 
     A policy is asked before its tanh, which bounds what it can say and not what it can learn.
     """
-    if getattr(agent, "encoder", None) is not None:
-        raise UsageError("this agent's networks read what an encoder makes of observations, which probe does not know")
     found: dict[str, tuple[nn.Module, Tensor]] = {}
+    read: dict[str, tuple[Tensor, ...]] = {}
+    if hasattr(agent, "inputs_of"):  # whose networks read each other's outputs
+        read = agent.inputs_of(obs, action)  # type: ignore[attr-defined]
     for name, network in vars(agent).items():
         if not isinstance(network, nn.Module) or name.startswith("target"):
             continue
         if not any(p.requires_grad for p in network.parameters()):
             continue
+        if name in read:
+            found[name] = OfOneInput(network, [part.shape[1] for part in read[name]]), torch.cat(read[name], 1)
+            continue
         parameters = inspect.signature(network.forward).parameters.values()
         taken = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
         if isinstance(network, DeterministicActor | StochasticActor):
             found[name] = network.net, obs
-        elif isinstance(network, SymphonyActor | CrossQActor | ActorCritic):
-            found[name] = OutputsOfActor(network), obs
+        elif isinstance(network, CrossQActor | ActorCritic):
+            found[name] = OfOneInput(network, [obs.shape[-1]]), obs
         elif taken == ["obs", "action"] and hasattr(network, "count") and obs.dim() == 2 and action.dim() == 2:
-            found[name] = ValuesOfPairs(network, obs.shape[1]), torch.cat([obs, action], 1)
+            found[name] = OfOneInput(network, [obs.shape[1], action.shape[1]]), torch.cat([obs, action], 1)
         elif len(taken) == 1:
             found[name] = network, obs
     if not found:

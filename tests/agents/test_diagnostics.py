@@ -199,9 +199,16 @@ def test_images_and_interventions():
     assert found["plasticity/effective_rank"] >= 1
 
 
-def test_networks_that_read_an_encoder_are_refused():
-    with pytest.raises(ValueError, match="diagnostics know networks that read observations"):
-        AgentDiagnostics(build("symphony", encoder_features=4))
+def test_networks_that_read_an_encoder_are_measured_on_what_it_makes():
+    agent = build("symphony", encoder_features=4)
+    live(agent, 20)
+    diagnostics = AgentDiagnostics(agent)
+    found = measured(agent, diagnostics)
+    assert found["plasticity/effective_rank/critics"] >= 1
+    seen = agent.inputs_of(torch.randn(5, 3), torch.rand(5, 2))
+    state = agent.encoder.state_size
+    assert [part.shape[1] for part in (*seen["actor"], *seen["critics"])] == [state, agent.encoder.pair_size, 2]
+    assert agent.actor(*seen["actor"])[0].shape == (5, 2)
 
 
 @pytest.mark.parametrize("name", [*REPLAYING, "ppo"])

@@ -117,6 +117,20 @@ def test_symphony_is_asked_before_what_bounds_its_actions(agents, capsys):
     assert len(rows["actor"]["layers"]) == len(rows["critics"]["layers"]) == 5
 
 
+@pytest.mark.parametrize(
+    ("agent", "more", "networks"),
+    [
+        ("symphony", ["--nodes", "3", "--encoder-features", "4"], ["actor", "critics"]),
+        ("td7", ["--embedding", "8", "--no-checkpoints"], ["encoder", "actor", "critics"]),
+    ],
+)
+def test_networks_behind_an_encoder_are_asked_on_what_it_makes(agents, capsys, agent, more, networks):
+    train(agents, agent, "gym/Pendulum-v1", f"{agent}-encoder", *more)
+    found = probe(capsys, agents / f"{agent}-encoder", "--families", "network")
+    assert [row["network"] for row in found["networks"]] == networks
+    assert all(len(row["layers"]) >= 3 for row in found["networks"])
+
+
 def test_networks_of_agents_with_interventions(agents, capsys):
     train(agents, "td3", "gym/Pendulum-v1", "nap", "--with", "nap")
     found = probe(capsys, agents / "nap", "--families", "network", "--no-layers")
