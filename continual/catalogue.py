@@ -15,7 +15,22 @@ from continual import datasets, networks
 from continual.inputs import AUGMENTATIONS, Augmentation, Inputs
 from continual.learner import Learner
 from continual.plastic import plastic_optimizer
-from continual.strategies import agem, cumulative, der, derpp, er, er_ace, ewc, joint, lwf, naive, packnet, si, uer
+from continual.strategies import (
+    agem,
+    cumulative,
+    der,
+    derpp,
+    dst,
+    er,
+    er_ace,
+    ewc,
+    joint,
+    lwf,
+    naive,
+    packnet,
+    si,
+    uer,
+)  # fmt: skip
 from continual.strategy import Optimizer, Setting, Strategy
 from continual.streams import Change, Kind, TaskStream
 from plasticity.adam import Adam
@@ -41,6 +56,7 @@ STRATEGIES: dict[str, tuple[type[Strategy], type[Any]]] = {
     "lwf": (lwf.LwF, lwf.Config),
     "agem": (agem.AGEM, agem.Config),
     "packnet": (packnet.PackNet, packnet.Config),
+    "dst": (dst.DST, dst.Config),
 }
 
 
@@ -160,6 +176,8 @@ def open_learner(
     Raises ValueError, one sentence, for what does not fit together.
     """
     device, seeds = torch.device(device), tuple(seeds)
+    if interventions and strategy in STRATEGIES and not STRATEGIES[strategy][0].takes_interventions:
+        raise ValueError(f"'{strategy}' itself decides which weights move, so it takes no interventions (--with)")
     stream = TaskStream(
         open_data(benchmark) if data is None else data, seeds, device, change=benchmark.change, kind=benchmark.kind,
         tasks=benchmark.tasks, batch=benchmark.batch, epochs=benchmark.epochs, blurry=benchmark.blurry,
@@ -190,7 +208,8 @@ def open_learner(
     setting = Setting(
         members=len(seeds), outputs=stream.outputs, tasks=stream.tasks, labelled=stream.kind == "task",
         scopes=stream.scopes, network=network, fresh=fresh, optimizer=optimizer,
-        inputs=inputs, memory=benchmark.memory, random=lambda: drawn("memory", next(uses)),
+        inputs=inputs, memory=benchmark.memory, random=lambda: drawn("memory", next(uses)), batch=stream.batch,
+        steps=tuple(stream.steps(index) for index in range(stream.tasks)),
     )  # fmt: skip
     return Learner(stream, make_strategy(strategy, config, setting), inputs, evaluate_every, mask_unseen=mask_unseen)
 

@@ -151,20 +151,23 @@ class Learner:
         images, labels = self.stream.test(index, most)
         task = self.tasks[index]
         with evaluating(self.strategy.network):
-            found = [self.choose(self.inputs.scaled(part), task) for part in images.split(_TESTED, 1)]
+            # Parts of one size, as where batches are normalised by themselves none may be of a single sample.
+            parts = images.tensor_split(-(-images.shape[1] // _TESTED), 1)
+            found = [self.choose(self.inputs.scaled(part), task) for part in parts]
         return torch.cat(found, 1), labels
 
     def choose(self, x: Tensor, task: Task) -> Tensor:
         """The strategy's answer to inputs [K, B, *shape] of a task, which it is told only if samples say it: [K, B]."""
         scores = self.strategy.predict(x, task if task.labelled else None)
+        allowed = None
         if task.labelled:
-            allowed = task.outputs
+            allowed = None if self.strategy.answers_with_all else task.outputs
         elif self.mask_unseen:
             seen = self.strategy.seen
             allowed = seen | ~seen.any(1, keepdim=True)
-        else:
-            return scores.argmax(2)
-        return scores.masked_fill(~allowed.unsqueeze(1), -torch.inf).argmax(2)
+        if allowed is not None:
+            scores = scores.masked_fill(~allowed.unsqueeze(1), -torch.inf)
+        return scores.argmax(2)
 
     @staticmethod
     def _accuracy(answers: Tensor, labels: Tensor) -> Tensor:
@@ -184,6 +187,7 @@ class Learner:
         cells = {f"acc/task_{j + 1}_after_{after}": row[:, j] for j in range(self.stream.tasks)}
         self.measurements.append(Measurement(self.steps, cells | self.summary()))
         self.measurements += self._proxy_norms()
+        self.measurements += [Measurement(self.steps, told, task) for task, told in self.strategy.measurements()]
 
     def _proxy_norms(self) -> Iterator[Measurement]:
         """Mean length of the head's weights of the classes of each task."""

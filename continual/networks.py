@@ -12,6 +12,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from continual.networks_dst import cnn_bn, lenet5, mlp_bn, mobilenet_v2, resnet18, vgg_like
+from continual.residual import basic_block
 from plasticity.intervention import Intervention
 from plasticity.networks.architectures import ARCHITECTURES, draw_
 from plasticity.networks.stacked import StackedBatchNorm, StackedLinear, stack
@@ -52,23 +54,6 @@ class Classifier(nn.Module):
         return list(self(torch.cat(batches, 1)).split([x.shape[1] for x in batches], 1))
 
 
-class Residual(nn.Module):
-    """relu(body(x) + shortcut(x)) (He et al. 2016). Alone [B, ...], stacked [K, B, ...]."""
-
-    def __init__(self, body: nn.Module, shortcut: nn.Module):
-        super().__init__()
-        self.body, self.shortcut = body, shortcut
-
-    @staticmethod
-    def stacked(blocks: Sequence[nn.Module]) -> nn.Module:
-        """K blocks as one."""
-        same = cast(Sequence[Residual], blocks)
-        return Residual(stack([block.body for block in same]), stack([block.shortcut for block in same]))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.body(x) + self.shortcut(x))
-
-
 def strided_cnn(shape: Sequence[int], hidden: Sequence[int], outputs: int) -> nn.Sequential:
     """3 x 3 convolutions with stride 2, BatchNorm and ReLU, one for each size of `hidden`, then their average."""
     layers: list[nn.Module] = []
@@ -90,7 +75,7 @@ def reduced_resnet18(shape: Sequence[int], hidden: Sequence[int], outputs: int) 
     channels, side = sizes[0], shape[-1]
     for index, size in enumerate(sizes):
         for stride in (1 if index == 0 else 2, 1):
-            layers.append(_basic_block(channels, size, stride))
+            layers.append(basic_block(channels, size, stride))
             channels, side = size, -(-side // stride)
     if side < 4:
         raise ValueError(f"images of {list(shape)} are too small for this ResNet")
@@ -98,18 +83,18 @@ def reduced_resnet18(shape: Sequence[int], hidden: Sequence[int], outputs: int) 
     return nn.Sequential(*layers, nn.AvgPool2d(4), nn.Flatten(), nn.Linear(features, outputs))
 
 
-def _basic_block(inputs: int, outputs: int, stride: int) -> Residual:
-    body = nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(),
-        nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs),
-    )  # fmt: skip
-    if stride == 1 and inputs == outputs:
-        return Residual(body, nn.Identity())
-    return Residual(body, nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)))
-
-
 Builder = Callable[[Sequence[int], Sequence[int], int], nn.Module]
-NETWORKS: dict[str, Builder] = {**ARCHITECTURES, "cnn": strided_cnn, "resnet18-reduced": reduced_resnet18}
+NETWORKS: dict[str, Builder] = {
+    **ARCHITECTURES,
+    "cnn": strided_cnn,
+    "resnet18-reduced": reduced_resnet18,
+    "mlp-bn": mlp_bn,
+    "cnn-bn": cnn_bn,
+    "lenet5": lenet5,
+    "resnet18": resnet18,
+    "vgg-like": vgg_like,
+    "mobilenetv2": mobilenet_v2,
+}
 
 
 def draw(

@@ -6,7 +6,7 @@ never logs, touches files, or asks which benchmark it is in. The learner (`conti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,12 +35,15 @@ class Setting:
     see `TaskStream.scopes`. network: draws one for all members, head with a bias or not; fresh: one member's, from a
     generator. optimizer: makes that of such a network, with the interventions of the run. inputs: how stored images
     become what is learned from. memory: how many samples may be kept, if a strategy is not told otherwise. random: the
-    stream for what is kept and replayed, another one at each call.
+    stream for what is kept and replayed, another one at each call. batch: samples of the stream in a step. steps: how
+    many each task has.
     """
 
     members: int
     outputs: int
     tasks: int
+    batch: int
+    steps: tuple[int, ...]
     labelled: bool
     scopes: Tensor | None
     network: Callable[[bool], Classifier]
@@ -57,13 +60,16 @@ class Strategy:
     memory: samples kept of each member; None: as many as the setting says; policy: which. head_bias: of the network.
 
     trains_on: the samples of a task's steps, see `TaskStream.batches`. needs_task_labels: it works only where a
-    sample's task is told. reviews: it wants to see a task's samples once more at its end. Raises ValueError if it does
-    not fit.
+    sample's task is told. reviews: it wants to see a task's samples once more at its end. answers_with_all: in tests
+    all outputs compete, also where the task is told. takes_interventions: on its network and training. Raises
+    ValueError if it does not fit.
     """
 
     trains_on: Source = "task"
     needs_task_labels = False
     reviews = False
+    answers_with_all = False
+    takes_interventions = True
 
     def __init__(self, setting: Setting, head_bias: bool = True, memory: int | None = 0, policy: Policy = "reservoir"):
         if self.needs_task_labels and not setting.labelled:
@@ -99,6 +105,10 @@ class Strategy:
 
     def end_task(self, task: Task) -> None:
         """Called after the last batch of a task, and after `review`."""
+
+    def measurements(self) -> Iterator[tuple[int | None, Metrics]]:
+        """What there is to tell after a task beside accuracies: of a task, from 1, or of none, and [K] by name."""
+        return iter(())
 
     def predict(self, x: Tensor, task: Task | None) -> Tensor:
         """Scores [K, B, C] of inputs [K, B, *shape]; the largest is the answer. task: None where it is not told."""

@@ -38,13 +38,14 @@ class Task:
     """One task of all members, as strategies are told of it.
 
     outputs: bool [K, C], the outputs that stand for its classes. labelled: a sample's task is told (kind "task").
-    steps: how many batches it has.
+    steps: how many batches it has, in all of its epochs.
     """
 
     index: int
     outputs: Tensor
     labelled: bool
     steps: int
+    epochs: int
 
 
 class TaskStream:
@@ -186,7 +187,7 @@ class TaskStream:
     def task(self, index: int, source: Source = "task") -> Task:
         """Task number `index`. source: the samples that it is trained on, see `batches`."""
         own = self._task_of_output == (0 if self.kind == "domain" else index)
-        return Task(index, own, self.kind == "task", self.steps(index, source))
+        return Task(index, own, self.kind == "task", self.steps(index, source), self.epochs)
 
     def steps(self, index: int, source: Source = "task") -> int:
         """How many batches task `index` has."""

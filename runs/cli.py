@@ -146,15 +146,20 @@ def list_(arguments: Sequence[str]) -> int:
     options = parse(ListOptions, arguments, "neoteny list", "neoteny list envs")
     import envs
     from continual.catalogue import BENCHMARKS, STRATEGIES
+    from continual.presets import PRESETS as STRATEGY_PRESETS
     from plasticity import registry
     from plasticity.problems.published import PROBLEMS
     from runs.catalogue import AGENTS, PRESETS
+    from runs.sweep_file import SHIPPED
 
     listings: dict[str, Callable[[], list[str]]] = {
         "agents": lambda: list(AGENTS),
-        "presets": lambda: [f"{agent} {preset}" for agent, presets in PRESETS.items() for preset in presets],
+        "presets": lambda: [
+            f"{whose} {preset}" for whose, presets in (PRESETS | STRATEGY_PRESETS).items() for preset in presets
+        ],
         "strategies": lambda: list(STRATEGIES),
         "benchmarks": lambda: list(BENCHMARKS),
+        "sweeps": lambda: sorted(path.stem for path in SHIPPED.glob("*.toml")),
         "problems": lambda: list(PROBLEMS),
         "interventions": registry.names,
         "envs": envs.known_ids,

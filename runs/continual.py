@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from continual import catalogue
+from continual import catalogue, presets
 from runs import compute
 from runs.checkpoint import list_checkpoints
 from runs.continual_run import ContinualConfig, build, resolve_benchmark, train
@@ -19,7 +19,7 @@ from runs.errors import UsageError, nearest
 from runs.folders import describe_machine, new_run_folder
 from runs.lock import RunLock
 from runs.options import CONTINUAL_EXAMPLE, ContinualOptions, ResumeOptions
-from runs.parsing import asks_for_help, help_page, parse_with_agent
+from runs.parsing import asks_for_help, given_value, help_page, parse_with_agent
 from runs.progress import Progress
 from runs.record import State, read_status, read_table, write_status
 from runs.recovery import differences, other_threads, require_device, warn_of
@@ -69,17 +69,23 @@ def prepare(strategy: str, arguments: Sequence[str]) -> tuple[ContinualConfig, C
         print("`neoteny continual --help` shows the options of a run, which go with these.")
         raise SystemExit(0)
     others = {name: other for name, (_, other) in catalogue.STRATEGIES.items()}
+    preset = presets.find(strategy, *(given_value(arguments, flag) for flag in ("--preset", "--benchmark")))
     options, chosen = parse_with_agent(
-        ContinualOptions, settings(), arguments, f"neoteny continual {strategy}", CONTINUAL_EXAMPLE, others
+        ContinualOptions,
+        settings(**preset.settings),
+        arguments,
+        f"neoteny continual {strategy}",
+        CONTINUAL_EXAMPLE,
+        others,
     )
     for flag, least in {"seeds": 1, "threads": 1, "seed": 0, "eval_every": 0, "checkpoint_every": 0}.items():
         value = vars(options)[flag]
         if value is not None and not value >= least:
             raise UsageError(f"--{flag.replace('_', '-')} must be at least {least}, got {value}")
-    overrides: dict[str, Any] = {
+    overrides: dict[str, Any] = dict(preset.benchmarks.get(options.benchmark, {})) | {
         name: vars(options)[flag] for flag, name in _OVERRIDES.items() if vars(options)[flag] not in (None, ())
     }
-    resolve_benchmark(options.benchmark, options.preset, overrides)
+    resolve_benchmark(options.benchmark, options.preset, overrides, strategy)
     config = ContinualConfig(
         strategy=strategy,
         strategy_config=dataclasses.asdict(chosen),

@@ -21,6 +21,7 @@ from continual import catalogue
 from continual.catalogue import Benchmark
 from continual.costs import costs
 from continual.learner import Learner
+from continual.presets import PRESETS
 from plasticity.problems.datasets import Images
 from plasticity.registry import make
 from runs import compute
@@ -60,7 +61,7 @@ class ContinualConfig:
 
     def resolved(self) -> Benchmark:
         """The benchmark with all its settings. Raises ValueError for an unknown name or a bad value."""
-        return resolve_benchmark(self.benchmark, self.preset, self.overrides)
+        return resolve_benchmark(self.benchmark, self.preset, self.overrides, self.strategy)
 
     def save(self, folder: Path, learner: Learner) -> None:
         """Write `config.json`; what the data and the learner say of themselves is for readers, and follows."""
@@ -84,14 +85,22 @@ class ContinualConfig:
         return cls(**read_fields(cls, own, folder / CONFIG))
 
 
-def resolve_benchmark(name: str, preset: str | None, overrides: Mapping[str, Any]) -> Benchmark:
-    """A benchmark by name with what a preset and the user change. Raises ValueError, one sentence."""
+def resolve_benchmark(name: str, preset: str | None, overrides: Mapping[str, Any], strategy: str) -> Benchmark:
+    """A benchmark by name with what a preset and the user change. Raises ValueError, one sentence.
+
+    overrides: also what the strategy's own preset changes.
+    """
     if name not in catalogue.BENCHMARKS:
         raise ValueError(f"unknown benchmark '{name}'.{nearest(name, catalogue.BENCHMARKS)}")
-    if preset not in (None, "small"):
-        raise ValueError(f"'{name}' has no preset '{preset}'.{nearest(preset or '', ['small'])}")
-    changes = {key: tuple(value) if isinstance(value, list) else value for key, value in overrides.items()}
-    return catalogue.resolve(name, preset == "small", **changes)
+    known = dict.fromkeys(["small", *PRESETS.get(strategy, {})])
+    if preset is not None and preset not in known:
+        raise ValueError(f"'{name}' has no preset '{preset}'.{nearest(preset, known)}")
+    return catalogue.resolve(name, preset == "small", **_tuples(overrides))
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has lists for them."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
 def build(config: ContinualConfig, data: Images | None = None) -> Learner:
@@ -103,8 +112,9 @@ def build(config: ContinualConfig, data: Images | None = None) -> Learner:
     if data is None:
         data = catalogue.open_data(benchmark, None if config.data is None else Path(config.data))
     _, settings = catalogue.STRATEGIES[config.strategy]
+    own = settings(**_tuples(config.strategy_config))
     learner = catalogue.open_learner(
-        benchmark, config.strategy, settings(**config.strategy_config), config.seeds, torch.device(config.device),
+        benchmark, config.strategy, own, config.seeds, torch.device(config.device),
         data, mask_unseen=config.mask_unseen, interventions=make(config.interventions),
     )  # fmt: skip
     shortest = min(task.steps for task in learner.tasks)

@@ -215,10 +215,10 @@ class CompareOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepOptions:
-    """Train every combination of agents, environments and options that a TOML file lists; started again, it goes on."""
+    """Train every combination that a TOML file lists; started again, it goes on."""
 
     file: Annotated[Path, tyro.conf.Positional]
-    """what to train, see docs/sweep.md"""
+    """what to train, see docs/sweep.md; or one of `neoteny list sweeps`"""
     out: Path = Path("results")
     """the runs go to OUT/NAME"""
     name: str | None = None
@@ -308,7 +308,7 @@ class ContinualOptions:
     kind: Literal["task", "class", "domain"] | None = None
     """what is told of tasks: task, class or domain incremental; default: the benchmark's"""
     preset: str | None = None
-    """small: the benchmark cut down to minutes"""
+    """small: cut down to minutes; or published settings, see `neoteny list presets`"""
     seeds: int = 5
     """how many independent repetitions"""
     seed: int = 0
@@ -330,7 +330,7 @@ class ContinualOptions:
     augmentation: Literal["none", "crop-flip", "doubled"] | None = None
     """none, crop-flip, or doubled (each image and a strongly augmented copy)"""
     network: str | None = None
-    """mlp, cnn, resnet18-reduced, lenet, ..."""
+    """mlp, cnn, resnet18-reduced, lenet, mlp-bn, resnet18, ..."""
     hidden: tuple[int, ...] = ()
     """sizes of its layers"""
     optimizer: Literal["sgd", "adam"] | None = None
@@ -414,7 +414,7 @@ class ListOptions:
     """What there is to name on the command line."""
 
     what: Annotated[str, tyro.conf.Positional] = "all"
-    """agents, presets, strategies, benchmarks, problems, interventions, envs or all"""
+    """agents, presets, strategies, benchmarks, sweeps, problems, interventions, envs or all"""
 
 
 @dataclass(frozen=True, kw_only=True)

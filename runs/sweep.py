@@ -6,7 +6,6 @@ The folders of the trials are the truth about what is done. `sweep.json` repeats
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import fcntl
 import importlib.util
 import json
@@ -15,13 +14,12 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from runs.config import RunConfig
 from runs.engines import Engine, LocalEngine, RayEngine
 from runs.errors import UsageError, nearest
 from runs.files import write_json
@@ -31,13 +29,11 @@ from runs.settings import CONFIG
 from runs.stopping import stop_on_signals
 from runs.sweep_display import STATES, SweepDisplay
 from runs.sweep_file import Trial, read_trials
-from runs.sweep_results import final_return, write_results
-from runs.train import prepare, summarise_run
+from runs.sweep_results import final_score, write_results
+from runs.train import summarise_run
 
 SWEEP = "sweep.json"
 ENGINES = ("local", "ray")
-# What of a run's settings says where it ran, not what it is: a trial may go on elsewhere.
-PLACE = ("environment", "device", "threads", "seed_groups")
 DONE, DEFECT, REFUSED = 0, 1, 2
 
 JobState = Literal["waiting", "running", "done", "stopped", "failed"]
@@ -61,10 +57,15 @@ class Job:
         return self.folder.with_name(f"{self.folder.name}.log")
 
     @property
-    def train_command(self) -> list[str]:
+    def score(self) -> str:
+        """The metric that is told of it."""
+        return self.trial.kind.score
+
+    @property
+    def command(self) -> list[str]:
         """The arguments of `neoteny` that start this trial."""
         place = ["--out", str(self.folder.parent), "--name", self.folder.name]
-        return ["train", self.trial.agent, *self.trial.flags, *place]
+        return [self.trial.kind.command, self.trial.who, *self.trial.flags, *place]
 
 
 def run_sweep(options: SweepOptions, arguments: Sequence[str]) -> int:
@@ -73,7 +74,7 @@ def run_sweep(options: SweepOptions, arguments: Sequence[str]) -> int:
     jobs = [_prepare_job(trial, folder, options.file) for trial in read_trials(options.file)]
     if options.dry_run:
         for job in jobs:
-            print(shlex.join(["neoteny", *job.train_command]))
+            print(shlex.join(["neoteny", *job.command]))
         seeds, steps = sum(job.seeds for job in jobs), sum(job.seeds * job.steps for job in jobs)
         done = f", {count} of the trials done already" if (count := _count_done(jobs)) else ""
         print(f"{len(jobs)} trials, {seeds} seeds, {steps:,} steps{done}", file=sys.stderr)
@@ -104,13 +105,12 @@ def _sweep_folder(options: SweepOptions) -> Path:
 def _prepare_job(trial: Trial, folder: Path, file: Path) -> Job:
     """Everything that starting a trial would complain of, found before any is started."""
     try:
-        config, _ = prepare(trial.agent, trial.flags)
+        found = trial.kind.prepare(trial.who, trial.flags)
     except ValueError as error:
         raise UsageError(f"'{file}', trial {trial.name}: {error}") from error
-    seeds = len(config.seeds)
-    job = Job(trial, folder / trial.name, seeds, len(config.seed_groups) * config.threads, config.steps)
+    job = Job(trial, folder / trial.name, found.seeds, found.cores, found.steps)
     if _is_run(job.folder):
-        _require_same(job.folder, config, file)
+        _require_same(job, found.settings, file)
         job.state = "done" if read_status(job.folder).get("state") == "done" else "waiting"
     return job
 
@@ -124,23 +124,18 @@ def _is_run(folder: Path) -> bool:
     return False
 
 
-def _require_same(folder: Path, config: RunConfig, file: Path) -> None:
-    """Raises UsageError if the run in `folder` is not what the sweep's file now says of it."""
+def _require_same(job: Job, settings: Mapping[str, Any], file: Path) -> None:
+    """Raises UsageError if the run in the job's folder is not what the sweep's file now says of it."""
     try:
-        there = _settings(RunConfig.load(folder))
+        there = job.trial.kind.saved(job.folder)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    for name, value in _settings(config).items():
+    for name, value in settings.items():
         if there.get(name) != value:
             raise UsageError(
-                f"'{folder}' has {name} {there.get(name)}, '{file}' now says {value}; remove that folder or choose "
+                f"'{job.folder}' has {name} {there.get(name)}, '{file}' now says {value}; remove that folder or choose "
                 "another --name"
             )
-
-
-def _settings(config: RunConfig) -> dict[str, Any]:
-    run = {name: value for name, value in vars(config).items() if name not in (*PLACE, "agent_config")}
-    return run | vars(config.agent_config)
 
 
 @contextmanager
@@ -231,7 +226,7 @@ def _start(job: Job, engine: Engine) -> str:
     resumed = _is_run(job.folder)
     if not resumed and job.folder.exists():
         shutil.rmtree(job.folder)  # killed before it was a run
-    command = ["resume", str(job.folder)] if resumed else job.train_command
+    command = ["resume", str(job.folder)] if resumed else job.command
     job.state, job.attempts = "running", job.attempts + 1
     engine.start(job.trial.name, command, job.log, min(job.cores, engine.cores))
     return f"{job.trial.name}: {'resumed' if resumed else 'started'}"
@@ -245,8 +240,8 @@ def _ended(job: Job, code: int, retries: int, stopping: bool) -> str:
     name = job.trial.name
     if code == DONE:
         job.state, job.error = "done", None
-        found = final_return(job.folder)
-        return f"{name}: done" if found is None else f"{name}: done, eval/return {found[0]:.4g} over {found[1]} seeds"
+        found = final_score(job.folder, job.score)
+        return f"{name}: done" if found is None else f"{name}: done, {job.score} {found[0]:.4g} over {found[1]} seeds"
     if stopping:
         job.state = "stopped"
         return f"{name}: stopped"
@@ -271,8 +266,8 @@ def _in_one_line(reason: str) -> str:
 
 
 def _listed(job: Job) -> dict[str, Any]:
-    trial = dataclasses.asdict(job.trial)
-    command = shlex.join(["neoteny", *job.train_command])
+    trial = {"name": job.trial.name, **job.trial.columns, "options": job.trial.options}
+    command = shlex.join(["neoteny", *job.command])
     return trial | {"command": command, "state": job.state, "attempts": job.attempts, "error": job.error}
 
 

@@ -32,6 +32,8 @@ class Shown(Protocol):
     def state(self) -> str: ...
     @property
     def attempts(self) -> int: ...
+    @property
+    def score(self) -> str: ...
 
 
 class SweepDisplay:
@@ -86,14 +88,14 @@ class SweepDisplay:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table("trial", "state", "step", "return", "tries", box=None, title=self.counts(), title_justify="left")
+        table = Table("trial", "state", "step", "score", "tries", box=None, title=self.counts(), title_justify="left")
         by_interest = sorted(
             self._jobs, key=lambda job: ("running", "failed", "stopped", "waiting", "done").index(job.state)
         )
         for job in by_interest[:_MOST_LINES]:
-            step, return_ = newest(job.folder) if job.state == "running" else (None, None)
+            step, score = newest(job.folder, job.score) if job.state == "running" else (None, None)
             progress = "" if step is None else f"{step:,} of {job.steps:,}"
-            shown = "" if return_ is None else f"{return_:.4g}"
+            shown = "" if score is None else f"{score:.4g}"
             tries = str(job.attempts) if job.attempts > 1 else ""
             table.add_row(*map(Text, (job.folder.name, job.state, progress, shown, tries)))
         if len(by_interest) > _MOST_LINES:
@@ -101,15 +103,15 @@ class SweepDisplay:
         return table
 
 
-def newest(run: Path) -> tuple[int | None, float | None]:
-    """The newest step of a run and its newest evaluated return, from the end of its table; None if there is none."""
+def newest(run: Path, name: str) -> tuple[int | None, float | None]:
+    """The newest step of a run and the newest value of a metric, from the end of its table; None if there is none."""
     try:
         with (run / TABLE).open("rb") as table:
             table.seek(max(0, table.seek(0, 2) - _TAIL))
             lines = table.read().splitlines(keepends=True)
     except OSError:
         return None, None
-    step, return_ = None, None
+    step, score = None, None
     for line in lines:
         if not line.endswith(b"\n"):
             continue
@@ -119,5 +121,5 @@ def newest(run: Path) -> tuple[int | None, float | None]:
             continue
         if isinstance(row, dict):
             step = row["step"]
-            return_ = row["value"] if row["name"] == "eval/return" else return_
-    return step, return_
+            score = row["value"] if row["name"] == name else score
+    return step, score

@@ -10,30 +10,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
-from envs.registry import check_id
-from runs.catalogue import find_agent
 from runs.errors import UsageError, nearest
-from runs.options import TrainOptions
+from runs.sweep_kinds import KINDS, SweepKind
 
-SHORTHANDS = ("seeds", "seed", "steps")  # options that may stand at the top of the file
-KEYS = ("agents", "envs", *SHORTHANDS, "options", "agent", "env", "run")
-SETTLED = ("env", "out", "name", "quiet", "json")  # flags of `neoteny train` that the sweep sets itself
+SHIPPED = Path(__file__).parent / "sweeps"  # files that come with the package
 LONGEST_NAME = 200  # file systems allow 255 bytes, the log has an ending
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One run folder: an agent in an environment, with its options of `neoteny train` and all its seeds."""
+    """One run folder: an agent in an environment, or a strategy on a benchmark, with its options and all its seeds."""
 
     name: str
-    agent: str
-    env: str
+    who: str
+    where: str
     options: dict[str, Any]
+    kind: SweepKind = KINDS["train"]
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Who learns where, in the words of the file."""
+        return {self.kind.who: self.who, self.kind.where: self.where}
 
     @property
     def flags(self) -> list[str]:
-        """What follows `neoteny train AGENT`, without the folder."""
-        flags = ["--env", self.env]
+        """What follows `neoteny train AGENT` or `neoteny continual STRATEGY`, without the folder."""
+        flags = [f"--{self.kind.where}", self.where]
         for option, value in self.options.items():
             flags += _flag(option, value)
         return flags
@@ -41,6 +43,7 @@ class Trial:
 
 def read_trials(path: Path) -> list[Trial]:
     """All trials of a sweep file, in its order. Raises UsageError, one sentence naming the file, for what is wrong."""
+    path = shipped(path)
     try:
         with path.open("rb") as file:
             document = tomllib.load(file)
@@ -56,33 +59,52 @@ def read_trials(path: Path) -> list[Trial]:
     return trials
 
 
+def shipped(path: Path) -> Path:
+    """The file of this name that comes with the package, if there is no file at `path` itself."""
+    own = SHIPPED / f"{path}.toml"
+    return own if not path.exists() and own.is_file() else path
+
+
 def _trials(document: Mapping[str, Any]) -> Iterator[Trial]:
+    kind = _kind(document)
+    who, where = (_plural(word) for word in (kind.who, kind.where))
+    keys = (who, where, *kind.shorthands, "options", kind.who, kind.where, "run")
     for key in document:
-        if key not in KEYS:
-            raise UsageError(f"unknown key '{key}'.{nearest(key, KEYS)}")
+        if key not in keys:
+            raise UsageError(f"unknown key '{key}'.{nearest(key, keys)}")
     places: list[tuple[str, str, dict[str, Any]]] = [
-        (agent, env, {}) for agent in _names(document, "agents") for env in _names(document, "envs")
+        (agent, env, {}) for agent in _names(document, who, where) for env in _names(document, where, who)
     ]
-    places += [_explicit(run) for run in _runs(document)]
+    places += [_explicit(run, kind) for run in _runs(document)]
     if not places:
-        raise UsageError("it stands for no trial; it needs `agents` and `envs`, or a [[run]]")
+        raise UsageError(f"it stands for no trial; it needs `{who}` and `{where}`, or a [[run]]")
     for agent, env, _ in places:
-        find_agent(agent)
-        check_id(env)
-    agent_tables = _tables(document, "agent", {agent for agent, _, _ in places})
-    env_tables = _tables(document, "env", {env for _, env, _ in places})
-    common = {key: document[key] for key in SHORTHANDS if key in document} | _table(document, "options")
+        kind.check(agent, env)
+    agent_tables = _tables(document, kind.who, {agent for agent, _, _ in places})
+    env_tables = _tables(document, kind.where, {env for _, env, _ in places})
+    common = {key: document[key] for key in kind.shorthands if key in document} | _table(document, "options")
     for agent, env, own in places:
         merged = common | agent_tables.get(agent, {}) | env_tables.get(env, {}) | own
-        yield from _expand(agent, env, {"threads": 1} | merged, own)
+        yield from _expand(kind, agent, env, {"threads": 1} | merged, own)
 
 
-def _names(document: Mapping[str, Any], key: str) -> list[str]:
-    """A list of agents or environments; without [[run]], both keys have to be there."""
+def _kind(document: Mapping[str, Any]) -> SweepKind:
+    """Of `neoteny continual` if the file names strategies or benchmarks, else of `neoteny train`."""
+    kind = KINDS["continual"]
+    words = {word for name in (kind.who, kind.where) for word in (name, _plural(name))}
+    runs = [run for run in _runs(document) if kind.who in run or kind.where in run]
+    return kind if words & set(document) or runs else KINDS["train"]
+
+
+def _plural(word: str) -> str:
+    return f"{word[:-1]}ies" if word.endswith("y") else f"{word}s"
+
+
+def _names(document: Mapping[str, Any], key: str, other: str) -> list[str]:
+    """A list of names; without [[run]], both keys have to be there."""
     names = document.get(key, [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UsageError(f"`{key}` must be a list of names, got {names!r}")
-    other = "envs" if key == "agents" else "agents"
     if not names and document.get(other):
         raise UsageError(f"it has `{other}`, but no `{key}`")
     return names
@@ -95,18 +117,19 @@ def _runs(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     return runs
 
 
-def _explicit(run: Mapping[str, Any]) -> tuple[str, str, dict[str, Any]]:
-    for key in ("agent", "env"):
+def _explicit(run: Mapping[str, Any], kind: SweepKind) -> tuple[str, str, dict[str, Any]]:
+    names = (kind.who, kind.where)
+    for key in names:
         if not isinstance(run.get(key), str):
             raise UsageError(f"a [[run]] needs `{key}`, one name")
-    return run["agent"], run["env"], _plain_names({key: run[key] for key in run if key not in ("agent", "env")})
+    return run[kind.who], run[kind.where], _plain_names({key: run[key] for key in run if key not in names})
 
 
 def _tables(document: Mapping[str, Any], key: str, used: set[str]) -> dict[str, dict[str, Any]]:
     """[agent.NAME] or [env."ID"]: the options of each. A name that no trial has is a mistake."""
     tables = document.get(key, {})
     if not isinstance(tables, dict):
-        raise UsageError(f"`{key}` holds tables, as in [{key}.NAME]; the list of names is `{key}s`")
+        raise UsageError(f"`{key}` holds tables, as in [{key}.NAME]; the list of names is `{_plural(key)}`")
     for name in tables:
         if name not in used:
             raise UsageError(f"no trial has the {key} of [{key}.{name}].{nearest(name, used)}")
@@ -125,29 +148,31 @@ def _plain_names(options: Mapping[str, Any]) -> dict[str, Any]:
     return {option.replace("-", "_"): value for option, value in options.items()}
 
 
-def _expand(agent: str, env: str, options: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[Trial]:
+def _expand(
+    kind: SweepKind, who: str, where: str, options: Mapping[str, Any], own: Mapping[str, Any]
+) -> Iterator[Trial]:
     """One trial for each combination. What was given as a list or by a [[run]] is part of a trial's name."""
-    kinds = _option_kinds(agent)
-    axes = {option: _alternatives(agent, option, value, kinds) for option, value in options.items()}
+    kinds = _option_kinds(kind, who)
+    axes = {option: _alternatives(kind, who, option, value, kinds) for option, value in options.items()}
     named = sorted(option for option, value in options.items() if option in own or axes[option] != [value])
     for combination in itertools.product(*axes.values()):
         chosen = dict(zip(axes, combination, strict=True))
-        parts = [agent, _text(env), *(f"{option}={_text(chosen[option])}" for option in named)]
-        yield Trial("-".join(parts), agent, env, chosen)
+        parts = [who, _text(where), *(f"{option}={_text(chosen[option])}" for option in named)]
+        yield Trial("-".join(parts), who, where, chosen, kind)
 
 
-def _option_kinds(agent: str) -> dict[str, Any]:
-    """Every option of `neoteny train AGENT` that a sweep may set, with its type."""
-    kinds = get_type_hints(TrainOptions) | get_type_hints(find_agent(agent).Config)
-    return {option: kind for option, kind in kinds.items() if option not in SETTLED}
+def _option_kinds(kind: SweepKind, who: str) -> dict[str, Any]:
+    """Every option of the command that a sweep may set, with its type."""
+    kinds = get_type_hints(kind.options) | get_type_hints(kind.config(who))
+    return {option.rstrip("_"): hint for option, hint in kinds.items() if option not in kind.settled}
 
 
-def _alternatives(agent: str, option: str, value: Any, kinds: Mapping[str, Any]) -> list[Any]:
+def _alternatives(kind: SweepKind, who: str, option: str, value: Any, kinds: Mapping[str, Any]) -> list[Any]:
     """The values that an option takes. An option that is itself a list, as `hidden`, needs a list of lists."""
-    if option in SETTLED:
+    if option in kind.settled:
         raise UsageError(f"the sweep sets '{option}' of each trial itself")
     if option not in kinds:
-        raise UsageError(f"'{agent}' has no option '{option}'.{nearest(option, kinds)}")
+        raise UsageError(f"'{who}' has no option '{option}'.{nearest(option, kinds)}")
     is_tuple = get_origin(kinds[option]) is tuple
     is_grid = isinstance(value, list) and (not is_tuple or any(isinstance(item, list) for item in value))
     values = value if is_grid else [value]

@@ -18,9 +18,9 @@ RESULTS = "results.jsonl"
 def write_results(folder: Path, trials: Sequence[Trial]) -> Path:
     """Write `results.jsonl` into a sweep's folder: the last value of every metric, seed and trial recorded so far.
 
-    One object a line: trial, agent, env, every option that the sweep's file sets (null where a trial does not have it),
-    seed, name, value (null if it could not be measured), step, and task where there is one. The runs themselves, with
-    the curves, lie beside it in the folder named `trial`.
+    One object a line: trial, agent and env (or strategy and benchmark), every option that the sweep's file sets (null
+    where a trial does not have it), seed, name, value (null if it could not be measured), step, and task where there is
+    one. The runs themselves, with the curves, lie beside it in the folder named `trial`.
     """
     options = list(dict.fromkeys(option for trial in trials for option in trial.options))
     lines = []
@@ -28,17 +28,17 @@ def write_results(folder: Path, trials: Sequence[Trial]) -> Path:
         if not (folder / trial.name / TABLE).is_file():
             continue
         chosen = {option: trial.options.get(option) for option in options if option not in ("seed", "seeds")}
-        head = {"trial": trial.name, "agent": trial.agent, "env": trial.env, **chosen}
+        head = {"trial": trial.name, **trial.columns, **chosen}
         lines += [json.dumps(head | row, allow_nan=False) for row in _last_rows(read_table(folder / trial.name))]
     write_atomically(folder / RESULTS, "".join(line + "\n" for line in lines))
     return folder / RESULTS
 
 
-def final_return(run: Path) -> tuple[float, int] | None:
-    """The last `eval/return` of a run, mean over the seeds that have one, and their number. None if no seed has."""
+def final_score(run: Path, name: str) -> tuple[float, int] | None:
+    """The last value of a metric of a run, mean over the seeds that have one, and their number. None if no seed has."""
     if not (run / TABLE).is_file():
         return None
-    finals = [value for value in means_over_tasks(read_table(run), "eval/return").values() if value is not None]
+    finals = [value for value in means_over_tasks(read_table(run), name).values() if value is not None]
     return (sum(finals) / len(finals), len(finals)) if finals else None
 
 

@@ -82,7 +82,7 @@ def _parameter(tensors: Sequence[Any]) -> nn.Parameter | None:
 
 # Layers that do the same to each number wherever it stands, and so need no stacked form.
 ELEMENTWISE = (
-    nn.Identity, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Mish,
+    nn.Identity, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Mish,
 )  # fmt: skip
 
 

@@ -129,6 +129,12 @@ def test_killed_and_resumed(tmp_path):
         (["er", *TOY, "--seeds", "0"], "--seeds must be at least 1"),
         (["er", "--benchmark", "split-cifar100"], "'cifar100' is not on this machine: put torchvision's folder"),
         (["er", "--benchmark", "split-miniimagenet"], "'miniimagenet' is not on this machine: save the array"),
+        (["dst", *TOY], "'dst' needs to be told the task of each sample, which only --kind task does"),
+        (["dst", *TOY, "--preset", "cifar100"], "preset 'cifar100' of 'dst' is for split-cifar100, not for 'split-bl"),
+        (["dst", *TOY, "--preset", "cifar"], "'split-blobs' has no preset 'cifar'. Did you mean 'cifar100'"),
+        (["dst", *TOY, "--preset", "small", "--with", "nap"], "'dst' itself decides which weights move"),
+        (["dst", *TOY, "--preset", "small", "--density", "0"], "density must be above 0 and at most 1, got 0"),
+        (["dst", *TOY, "--preset", "small", "--update-every", "80"], "the topology would never change"),
         ([], "continual needs a strategy"),
     ],
 )

@@ -83,8 +83,8 @@ def test_lists_multiply_and_names_show_what_varies(tmp_path):
         "td3-gym-Pendulum-v1-exploration_noise=0.1-hidden=64x64-layer_norm=true-learning_rate=0.001"
     )
     assert trials[-1].name == "sac-dmc-cartpole-swingup-hidden=32-layer_norm=true-learning_rate=3e-05"
-    assert {trial.options["steps"] for trial in trials if trial.env.startswith("dmc")} == {700}
-    assert {trial.options["steps"] for trial in trials if trial.env.startswith("gym")} == {500}
+    assert {trial.options["steps"] for trial in trials if trial.where.startswith("dmc")} == {700}
+    assert {trial.options["steps"] for trial in trials if trial.where.startswith("gym")} == {500}
     flags = " ".join(trials[0].flags)
     assert "--env gym/Pendulum-v1 --threads 1 --seeds 2 --steps 500 --learning-rate 0.001 --hidden 64 64" in flags
     assert "--layer-norm" in flags.split()
@@ -330,7 +330,7 @@ def test_a_sweep_is_runs_with_logs_and_one_table(finished):
         found = [row for row in rows if row["trial"] == name and row["name"] == "eval/return"]
         assert [(row["seed"], row["step"], row["value"]) for row in found] == [(0, last.step, last.value)]
         assert found[0]["hidden"] == [8, 8]
-    assert newest(folder / NAMES[0])[1] == summary["trials"][NAMES[0]]["metrics"]["eval/return"]["mean"]
+    assert newest(folder / NAMES[0], "eval/return")[1] == summary["trials"][NAMES[0]]["metrics"]["eval/return"]["mean"]
 
 
 def test_started_again_it_skips_what_is_done(finished, capsys):
@@ -388,6 +388,73 @@ def wait_for(what: Callable[[], object], seconds: float = 120) -> None:
 
 def has_checkpoint(run: Path) -> bool:
     return any((run / "checkpoints").glob("step_*/manifest.json"))
+
+
+BLOBS = """
+strategies = ["dst"]
+benchmarks = ["split-blobs"]
+seeds = 2
+[options]
+preset = "small"
+density = [0.1, 0.3]
+epochs = 1
+tensorboard = false
+[benchmark.split-blobs]
+growth = {growth}
+"""
+
+
+def test_a_sweep_of_strategies(tmp_path, capsys):
+    path = write(tmp_path, BLOBS.format(growth='"none"').replace("[0.1, 0.3]", "[0.3]"))
+    out = ["--out", str(tmp_path / "out")]
+    assert main(["sweep", str(path), *out]) == 0
+    name = "dst-split-blobs-density=0.3"
+    assert f"{name}: done, cl/average_accuracy" in capsys.readouterr().err
+    run = tmp_path / "out" / "mine" / name
+    assert read_json(run / "config.json")["strategy_config"]["density"] == 0.3
+    rows = [json.loads(line) for line in (run.parent / "results.jsonl").read_text().splitlines()]
+    assert {(row["strategy"], row["benchmark"], row["growth"]) for row in rows} == {("dst", "split-blobs", "none")}
+    assert main(["sweep", str(path), *out]) == 0
+    assert "1 done" in capsys.readouterr().err
+    write(tmp_path, BLOBS.format(growth='"random"').replace("[0.1, 0.3]", "[0.3]"))
+    assert main(["sweep", str(path), *out]) == 2
+    assert f"'{run}' has growth none, '{path}' now says random; remove that folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BLOBS.format(growth='["gradient", "rigl"]'), "growth=rigl: "),
+        ('strategies = ["dts"]\nbenchmarks = ["split-blobs"]', "unknown strategy 'dts'. Did you mean 'dst'"),
+        ('strategies = ["dst"]\nbenchmarks = ["split-blob"]', "unknown benchmark 'split-blob'. Did you mean"),
+        ('strategies = ["dst"]\nenvs = ["gym/Pendulum-v1"]', "unknown key 'envs'"),
+        ('strategies = ["dst"]', "it has `strategies`, but no `benchmarks`"),
+        ('[[run]]\nstrategy = "dst"', "a [[run]] needs `benchmark`, one name"),
+        ('strategies = ["dst"]\nbenchmarks = ["split-blobs"]', "'dst' needs to be told the task of each sample"),
+    ],
+)
+def test_bad_files_of_strategies(text, message, tmp_path, capsys):
+    path = write(tmp_path, text)
+    assert main(["sweep", str(path), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_the_files_that_come_with_the_package_are_sound(capsys):
+    """Their trials parse; those of the large one need data that is not here, which only building them asks for."""
+    from runs.continual import prepare
+
+    trials = {name: read_trials(Path(name)) for name in ("dst", "dst-small")}
+    assert {name: len(found) for name, found in trials.items()} == {"dst": 96, "dst-small": 30}
+    for trial in trials["dst"][::7]:
+        config, _ = prepare(trial.who, trial.flags)
+        assert config.strategy_config["growth"] == trial.options["growth"]
+        assert config.resolved().kind == "task"
+    assert main(["sweep", "dst-small", "--dry-run"]) == 0
+    assert "30 trials, 150 seeds" in capsys.readouterr().err
+    assert main(["list", "sweeps"]) == 0
+    assert capsys.readouterr().out.split() == ["dst", "dst-small"]
 
 
 @needs_resume

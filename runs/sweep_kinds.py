@@ -1,0 +1,109 @@
+"""What a sweep can be of: runs of `neoteny train`, or of `neoteny continual`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from continual import catalogue
+from envs.registry import check_id
+from runs import continual, train
+from runs.catalogue import find_agent
+from runs.config import RunConfig
+from runs.continual_run import ContinualConfig, build
+from runs.errors import UsageError, nearest
+from runs.options import ContinualOptions, TrainOptions
+
+# What of a run's settings says where it ran, not what it is: a trial may go on elsewhere.
+_PLACE = ("environment", "device", "threads", "seed_groups")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that could start. seeds: how many. cores: that it takes. settings: what it is, as plain values."""
+
+    seeds: int
+    cores: int
+    steps: int
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SweepKind:
+    """A command, and how a sweep's file speaks of its runs.
+
+    who, where: the words for what learns and what it learns from; the lists are their plurals. options: of the
+    command. settled: those that the sweep sets itself. shorthands: those that may stand at the top of the file. score:
+    the metric that is told of a run. check: raises ValueError for a name that there is not. config: class of what is
+    set of `who`. prepare: (who, flags) -> what would start; raises ValueError. saved: settings of the run in a folder.
+    """
+
+    command: str
+    who: str
+    where: str
+    options: type
+    settled: tuple[str, ...]
+    shorthands: tuple[str, ...]
+    score: str
+    check: Callable[[str, str], None]
+    config: Callable[[str], type]
+    prepare: Callable[[str, Sequence[str]], Prepared]
+    saved: Callable[[Path], dict[str, Any]]
+
+
+def _check_training(agent: str, env: str) -> None:
+    find_agent(agent)
+    check_id(env)
+
+
+def _prepare_training(agent: str, flags: Sequence[str]) -> Prepared:
+    config, _ = train.prepare(agent, flags)
+    cores = len(config.seed_groups) * config.threads
+    return Prepared(len(config.seeds), cores, config.steps, _settings_of_training(config))
+
+
+def _settings_of_training(config: RunConfig) -> dict[str, Any]:
+    run = {name: value for name, value in vars(config).items() if name not in (*_PLACE, "agent_config")}
+    return run | vars(config.agent_config)
+
+
+def _check_continual(strategy: str, benchmark: str) -> None:
+    for word, name, known in (
+        ("strategy", strategy, catalogue.STRATEGIES),
+        ("benchmark", benchmark, catalogue.BENCHMARKS),
+    ):
+        if name not in known:
+            raise UsageError(f"unknown {word} '{name}'.{nearest(name, known)}")
+
+
+def _prepare_continual(strategy: str, flags: Sequence[str]) -> Prepared:
+    config, _ = continual.prepare(strategy, flags)
+    learner = build(dataclasses.replace(config, seeds=config.seeds[:1]))
+    return Prepared(len(config.seeds), config.threads, learner.total_steps, _settings_of_continual(config))
+
+
+def _settings_of_continual(config: ContinualConfig) -> dict[str, Any]:
+    run = {name: value for name, value in vars(config).items() if name not in (*_PLACE, "strategy_config")}
+    return json.loads(json.dumps(run | config.strategy_config))  # as a saved config has them: lists
+
+
+KINDS: dict[str, SweepKind] = {
+    kind.command: kind
+    for kind in (
+        SweepKind(
+            "train", "agent", "env", TrainOptions, ("env", "out", "name", "quiet", "json"), ("seeds", "seed", "steps"),
+            "eval/return", _check_training, lambda agent: find_agent(agent).Config, _prepare_training,
+            lambda folder: _settings_of_training(RunConfig.load(folder)),
+        ),
+        SweepKind(
+            "continual", "strategy", "benchmark", ContinualOptions, ("benchmark", "out", "name", "quiet", "json"),
+            ("seeds", "seed"), "cl/average_accuracy", _check_continual,
+            lambda strategy: catalogue.STRATEGIES[strategy][1], _prepare_continual,
+            lambda folder: _settings_of_continual(ContinualConfig.load(folder)),
+        ),
+    )
+}  # fmt: skip

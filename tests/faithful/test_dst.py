@@ -1,0 +1,662 @@
+"""Dynamic sparse training against the exact checks of specs/dynamic-sparse-training.md, section 15."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+import math
+from typing import Any, cast
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from continual import datasets
+from continual.catalogue import Benchmark, open_learner
+from continual.inputs import Inputs
+from continual.learner import Learner
+from continual.memory import Batch
+from continual.networks import NETWORKS, Classifier
+from continual.sparse.allocation import densities, erk
+from continual.sparse.masks import counted, density, lowest, packed, unpacked
+from continual.sparse.rules import GROWTHS, PRUNES, grown, prune_rate, pruned
+from continual.strategies import dst, naive
+from continual.strategies.dst import DST
+from continual.strategy import Setting
+from continual.streams import Task
+from plasticity.adam import Adam
+from plasticity.networks.stacked import stack
+from plasticity.population import RandomStream
+from plasticity.sgd import SGD as PlainSGD
+
+TOY = Benchmark(
+    data="blobs", kind="task", network="mlp-bn", hidden=(32, 16), epochs=3, optimizer="adam", learning_rate=0.005
+)
+SGD = dataclasses.replace(TOY, optimizer="sgd", learning_rate=0.05, momentum=0.9, weight_decay=5e-4)
+BLOBS = datasets.load("blobs")
+
+
+def learner(benchmark: Benchmark = TOY, seeds=(0, 1), **settings: Any) -> Learner:
+    return open_learner(benchmark, "dst", dst.Config(**({"update_every": 4} | settings)), seeds, data=BLOBS)
+
+
+def of(found: Learner) -> DST:
+    assert isinstance(found.strategy, DST)
+    return found.strategy
+
+
+def learn(found: Learner, tasks: int) -> DST:
+    while found.index < tasks:
+        found.advance(1000)
+    return of(found)
+
+
+def masks_of(strategy: DST, task: int) -> dict[str, torch.Tensor]:
+    return {name: strategy.store.mask(task, name) for name in strategy.masked}
+
+
+def row(*numbers: float) -> torch.Tensor:
+    return torch.tensor([numbers], dtype=torch.float32)
+
+
+# Allocation
+
+TOY_NET = [(8, 3, 3, 3), (16, 8, 3, 3), (32, 256), (10, 32)]
+LENET = [(300, 784), (100, 300), (10, 100)]
+
+
+def resnet_shapes() -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        network = NETWORKS["resnet18"]((3, 32, 32), (), 100)
+    return {name: tuple(p.shape) for name, p in network.named_parameters() if p.dim() > 1}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "share", "wanted"),
+    [
+        (TOY_NET, 0.05, (0.103129, 0.034124, 0.046067, 0.171983)),
+        (TOY_NET, 0.1, (0.206258, 0.068247, 0.092134, 0.343966)),
+        (TOY_NET, 0.2, (323 / 783, 95 / 696, 171 / 928, 399 / 580)),
+        (TOY_NET, 0.5, (1, 1835 / 5088, 3303 / 6784, 1)),
+        (LENET, 0.05, (0.038484, 0.111334, 0.918507)),
+        (LENET, 0.1, (0.079568, 0.230189, 1)),
+        (LENET, 0.2, (0.162241, 0.469362, 1)),
+        (LENET, 1.0, (1, 1, 1)),
+    ],
+)
+def test_1_erk_by_the_table(shapes, share, wanted):
+    found = erk(shapes, share)
+    assert found == pytest.approx(wanted, abs=1e-6)
+    sizes = [math.prod(shape) for shape in shapes]
+    assert sum(d * n for d, n in zip(found, sizes, strict=True)) == pytest.approx(share * sum(sizes), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("share", "first", "rest"),
+    [
+        (0.2, (1, 0.997528, 0.997528, 0.997528, 0.997528), (0.736980, 0.487598, 1, 0.487598, 0.487598)),
+        (0.1, (1, 0.457961, 0.457961, 0.457961, 0.457961), (0.338344, 0.223854, 1, 0.223854, 0.223854)),
+        (0.05, (0.518546, 0.218928, 0.218928, 0.218928, 0.218928), (0.161745, 0.107013, 1, 0.107013, 0.107013)),
+    ],
+)
+def test_1_erk_of_the_resnet(share, first, rest):
+    shapes = resnet_shapes()
+    sizes = [math.prod(shape) for shape in shapes.values()]
+    assert sum(sizes) == 11_218_112
+    found = erk(list(shapes.values()), share)
+    assert found[:10] == pytest.approx((*first, *rest), abs=1e-6)
+    assert sum(d * n for d, n in zip(found, sizes, strict=True)) == pytest.approx(share * sum(sizes), rel=1e-9)
+    dense = {i for i, d in enumerate(found) if d == 1}
+    shortcuts = [i for i, shape in enumerate(shapes.values()) if shape[2:] == (1, 1)]
+    wanted = {0.2: {0, *shortcuts, 20}, 0.1: {0, *shortcuts[:2], 20}, 0.05: {shortcuts[0]}}[share]
+    assert dense == wanted
+    last = {0.2: (0.180058, 0.119806, 1), 0.1: (0.082664, 0.055002, 0.740128), 0.05: (0.039517, 0.026294, 0.353818)}
+    assert found[15:18] == pytest.approx(last[share], abs=1e-6)
+    assert found[20] == pytest.approx({0.2: 1, 0.1: 1, 0.05: 0.719914}[share], abs=1e-6)
+
+
+def test_1_what_cannot_be_allocated_is_said():
+    with pytest.raises(ValueError, match="density must be above 0 and at most 1, got 0"):
+        densities("uniform", TOY_NET, 0)
+    with pytest.raises(ValueError, match="init must be one of uniform, erk"):
+        densities("even", TOY_NET, 0.2)  # type: ignore[arg-type]
+
+
+def test_2_uniform_gives_every_layer_the_density():
+    strategy = of(learner(density=0.3, growth="none"))
+    strategy.begin_task(learner().tasks[0])
+    for name, mask in strategy.subnetwork.masks.items():
+        size = mask[0].numel()
+        assert mask.flatten(1).sum(1).tolist() == [round(0.3 * size)] * 2, name
+    assert counted(torch.tensor([1e-6, 0.5, 1.0]), 10).tolist() == [1, 5, 10]
+
+
+def test_bernoulli_masks_have_the_density_on_average_and_members_differ():
+    found = learner(dataclasses.replace(TOY, hidden=(256, 256)), density=0.2, growth="none", mask_sampling="bernoulli")
+    strategy = of(found)
+    strategy.begin_task(found.tasks[0])
+    for mask in strategy.subnetwork.masks.values():
+        size = mask[0].numel()
+        counts = mask.flatten(1).sum(1)
+        assert ((counts / size - 0.2).abs() < 5 * math.sqrt(0.16 / size)).all()
+    assert len(set(strategy.subnetwork.masks["features.1.weight"].flatten(1).sum(1).tolist())) == 2
+
+
+def test_packed_masks_come_back():
+    drawn = torch.rand(3, 61, generator=torch.Generator().manual_seed(0)) < 0.3
+    bits = packed(drawn)
+    assert bits.shape == (3, 8)
+    assert bits.dtype == torch.uint8
+    assert torch.equal(unpacked(bits, 61), drawn)
+    assert torch.equal(unpacked(packed(drawn[:, :56]), 56), drawn[:, :56])
+
+
+# Rules
+
+
+def test_3_the_rate_falls_along_a_cosine():
+    wanted = {0: 0.5, 10: 0.48788649, 25: 0.42750893, 50: 0.2525, 75: 0.07749107, 90: 0.01711351, 100: 0.005}
+    assert {s: prune_rate(s, 100, 0.5, 0.005) for s in wanted} == pytest.approx(wanted, abs=1e-8)
+
+
+ACTIVE = torch.tensor([[True] * 5 + [False] * 5])
+TIES = torch.rand(1, 10, generator=torch.Generator().manual_seed(0))
+NONE = torch.zeros(1, 10, dtype=torch.bool)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_4_one_prune_step_by_hand(strict):
+    weight = row(0.1, -0.2, 0.3, 0.4, -0.5, 0, 0, 0, 0, 0)
+    gone = pruned("magnitude", weight, weight, ACTIVE, 0.4, TIES, strict)
+    assert gone.nonzero()[:, 1].tolist() == [0, 1]
+    left = ACTIVE & ~gone
+    come = grown("random", left, gone.sum(1), weight, NONE, NONE, TIES)
+    assert int((left | come).sum()) == 5
+    assert not (left & come).any()
+
+
+def test_equal_weights_go_together_only_by_the_strict_threshold():
+    weight = row(0.2, 0.2, 0.2, 0.4, 0.5, 0, 0, 0, 0, 0)
+    assert int(pruned("magnitude", weight, weight, ACTIVE, 0.4, TIES, True).sum()) == 3
+    found = {tuple(pruned("magnitude", weight, weight, ACTIVE, 0.4, ties.view(1, 10)).nonzero()[:, 1].tolist())
+             for ties in torch.rand(20, 10, generator=torch.Generator().manual_seed(1))}  # fmt: skip
+    assert found == {(0, 1), (0, 2), (1, 2)}
+
+
+def test_set_prunes_the_smallest_of_each_sign():
+    active = torch.tensor([[True] * 6 + [False] * 2])
+    weight, ties = row(0.1, 0.5, 0.9, -0.05, -0.3, -0.8, 0, 0), TIES[:, :8]
+    assert pruned("set", weight, weight, active, 0.5, ties).nonzero()[:, 1].tolist() == [0, 1, 3]
+    short = row(0.1, 0.5, 0.9, 0.2, 0.3, -0.8, 0, 0)  # one negative weight: the positive ones give more
+    assert pruned("set", short, short, active, 4 / 6, ties).nonzero()[:, 1].tolist() == [0, 3, 4, 5]
+    short = -short
+    assert pruned("set", short, short, active, 4 / 6, ties).nonzero()[:, 1].tolist() == [0, 3, 4, 5]
+
+
+def test_taylor_prunes_what_changes_the_loss_least():
+    weight, gradient = row(1, 2, 3, 4, 5, 0, 0, 0, 0, 0), row(5, -4, 0.1, 0.2, -9, 9, 9, 9, 9, 9)
+    assert pruned("taylor", weight, gradient, ACTIVE, 0.4, TIES).nonzero()[:, 1].tolist() == [2, 3]
+
+
+def test_7_gradient_growth_takes_the_largest_that_no_one_owns():
+    score = row(9, 9, 9, 9, 9, 0.1, 0.5, 0.9, 0.3, 0.2)
+    owned = NONE.clone()
+    owned[0, 7] = True
+    count = torch.tensor([2])
+    assert grown("gradient", ACTIVE, count, score, NONE, owned, TIES).nonzero()[:, 1].tolist() == [6, 8]
+    assert grown("momentum", ACTIVE, count, score, NONE, owned, TIES).nonzero()[:, 1].tolist() == [6, 8]
+    every = grown("gradient", ACTIVE, torch.tensor([5]), score, NONE, owned, TIES)
+    assert every.nonzero()[:, 1].tolist() == [5, 6, 7, 8, 9]
+    flat = [
+        grown("gradient", ACTIVE, torch.tensor([1]), 0 * score, NONE, NONE, ties.view(1, 10)).nonzero()[0, 1]
+        for ties in torch.rand(40, 10, generator=torch.Generator().manual_seed(2))
+    ]
+    assert {int(place) for place in flat} == {5, 6, 7, 8, 9}  # not the first ones
+
+
+def test_unfired_growth_takes_the_others_only_when_there_are_too_few():
+    fired = NONE.clone()
+    fired[0, :8] = True
+    for count in (1, 2, 4):
+        found = set(grown("unfired", ACTIVE, torch.tensor([count]), TIES, fired, NONE, TIES).nonzero()[:, 1].tolist())
+        assert len(found) == count
+        assert found <= {8, 9} if count <= 2 else found >= {8, 9}
+
+
+def test_random_growth_is_uniform():
+    ties = torch.rand(4000, 10, generator=torch.Generator().manual_seed(3))
+    every = [part.expand(4000, -1) for part in (ACTIVE, NONE)]
+    come = grown("random", every[0], torch.full((4000,), 2), ties, every[1], every[1], ties)
+    assert come.sum(0)[:5].tolist() == [0] * 5
+    assert (come.float().mean(0)[5:] - 0.4).abs().max() < 0.03
+    assert torch.equal(come.sum(1), torch.full((4000,), 2))
+
+
+def test_lowest_breaks_ties_by_their_order():
+    scores, ties = row(1, 0, 1, 1), row(0.9, 0.5, 0.1, 0.4)
+    assert lowest(scores, torch.tensor([3]), ties).tolist() == [[False, True, True, True]]
+    assert lowest(scores, torch.tensor([2])).tolist() == [[True, True, False, False]]
+
+
+# A task
+
+
+@pytest.mark.parametrize("prune", PRUNES)
+@pytest.mark.parametrize("growth", GROWTHS)
+def test_5_and_6_a_layer_keeps_its_size_and_inactive_weights_are_zero(growth, prune):
+    found = learner(growth=growth, prune=prune, init="erk")
+    strategy = of(found)
+    sizes = None
+    for _ in range(18):
+        found.advance(1)
+        now = strategy.subnetwork
+        counts = {name: mask.flatten(1).sum(1).tolist() for name, mask in now.masks.items()}
+        sizes = sizes or counts
+        assert counts == sizes
+        assert not any((weight * ~now.masks[name]).any() for name, weight in strategy.weights.items())
+    moved = [torch.equal(mask, now.fired[name]) for name, mask in now.masks.items()]
+    assert all(moved) if growth == "none" else not all(moved)
+
+
+def gradients_of(found: Learner) -> dict[str, torch.Tensor]:
+    """Of the next batch, before anything is masked."""
+    strategy = of(found)
+    images, labels = (part[:, 0] for part in found.stream.batches(found.index, found.step, found.step + 1))
+    loss = strategy.cross_entropy(strategy.network(found.inputs.scaled(images)), labels)
+    return dict(zip(strategy.weights, torch.autograd.grad(loss.sum(), list(strategy.weights.values())), strict=True))
+
+
+def test_6_and_15_gradients_reach_inactive_weights_but_not_other_tasks_rows():
+    found = learner(growth="gradient")
+    found.advance(2)
+    strategy, gradients = of(found), gradients_of(found)
+    for name, gradient in gradients.items():
+        assert (gradient * ~strategy.subnetwork.masks[name]).any(), name
+    head, own = gradients["head.weight"], found.tasks[0].outputs
+    assert torch.equal(head.any(2), own)
+
+
+@pytest.mark.parametrize("growth", ["gradient", "momentum"])
+@pytest.mark.parametrize("benchmark", [TOY, SGD], ids=["adam", "sgd"])
+def test_7_in_training_what_is_grown_is_wanted_most(growth, benchmark):
+    found = learner(benchmark, growth=growth, regrow="stored")
+    learn(found, 1)
+    found.advance(3)
+    strategy = of(found)
+    before = {name: mask.clone() for name, mask in strategy.subnetwork.masks.items()}
+    dense = gradients_of(found)
+    found.advance(1)
+    for name, mask in strategy.subnetwork.masks.items():
+        score = strategy._growth.wanted(name, dense[name])
+        owned = strategy.store.owned[name]
+        new = mask & ~before[name]
+        assert new.any()
+        assert not (new & owned).any()
+        passed_over = ~mask & ~before[name] & ~owned
+        for k in range(2):
+            if passed_over[k].any():
+                assert score[k][new[k]].min() >= score[k][passed_over[k]].max()
+
+
+def test_8_unfired_growth_takes_what_was_never_active():
+    found = learner(growth="unfired", density=0.1)
+    strategy = of(found)
+    found.advance(1)
+    first = {name: mask.flatten(1).sum(1) for name, mask in strategy.subnetwork.masks.items()}
+    removed = dict.fromkeys(first, torch.zeros(2, dtype=torch.int64))
+    for _ in range(15):
+        now = strategy.subnetwork
+        before, fired = dict(now.masks), dict(now.fired)
+        found.advance(1)
+        for name, mask in now.masks.items():
+            come = mask & ~before[name]
+            assert not (come & fired[name]).any()
+            removed[name] = removed[name] + come.flatten(1).sum(1)
+    for name, ever in strategy.subnetwork.fired.items():
+        assert removed[name].sum() > 0
+        assert torch.equal(ever.flatten(1).sum(1), first[name] + removed[name])
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "random": {"growth": "random"},
+    "gradient-erk": {"growth": "gradient", "init": "erk"},
+    "own rows": {"growth": "unfired", "classifier": "own_rows", "head_bias": True},
+    "statistics": {"growth": "gradient", "bn": "per_task_stats", "prune": "taylor"},
+    "reinit": {"growth": "momentum", "free_weight_init": "reinit", "mask_sampling": "bernoulli"},
+}
+
+
+@pytest.mark.parametrize("benchmark", [TOY, SGD], ids=["adam", "sgd"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
+def test_9_to_12_earlier_tasks_stay_as_they_are_to_the_bit(options, benchmark):
+    found = learner(benchmark, **options)
+    images = [found.inputs.scaled(found.stream.test(task)[0]) for task in range(5)]
+    networks, outputs, owned = [], [], []
+    for task in range(3):
+        strategy = learn(found, task + 1)
+        store = strategy.store
+        # w · m == V · mask: what was trained is what is tested.
+        for name, weight in strategy.weights.items():
+            assert torch.equal(weight.detach(), store.subnetwork(task)[name]), name
+        networks.append({name: value.clone() for name, value in store.subnetwork(task).items()})
+        union = {n: torch.stack([store.mask(j, n) for j in range(task + 1)]).any(0) for n in strategy.weights}
+        assert all(torch.equal(union[name], store.owned[name]) for name in union)
+        owned.append(int(sum(mask.sum() for mask in union.values())))
+        with torch.no_grad():
+            strategy.network.eval()
+            outputs.append(strategy.predict(images[task], found.tasks[task]))
+            for earlier in range(task + 1):
+                again = strategy.predict(images[earlier], found.tasks[earlier])
+                assert torch.equal(again, outputs[earlier])
+            strategy.network.train()
+        for earlier, network in enumerate(networks):
+            assert all(torch.equal(store.subnetwork(earlier)[name], value) for name, value in network.items())
+    assert owned == sorted(owned)
+    assert float(found.summary()["cl/bwt"].abs().max()) == 0
+    assert any((store.mask(1, name) & store.mask(0, name)).any() for name in strategy.masked)  # they do share
+
+
+def test_10_fixed_masks_overlap_by_chance():
+    found = learner(dataclasses.replace(TOY, hidden=(128, 128), epochs=1), seeds=range(4), growth="none", init="erk")
+    strategy = learn(found, 2)
+    first, second = masks_of(strategy, 0), masks_of(strategy, 1)
+    for name in strategy.masked:
+        share = float(density([first[name]])[0])
+        both = float(density([first[name] & second[name]]).mean()) / float(density([second[name]])[0])
+        assert both == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / second[name].sum()) + 1e-9)
+
+
+def test_11_the_gradient_of_what_is_owned_is_zero(monkeypatch):
+    found = learner()
+    strategy = learn(found, 1)
+    found.advance(1)
+    told: list[list[torch.Tensor]] = []
+    step = strategy.optimizer.step
+    monkeypatch.setattr(strategy.optimizer, "step", lambda gradients: (told.append(list(gradients)), step(gradients)))
+    found.advance(5)
+    for gradients in told:
+        for name, owned in strategy.store.owned.items():
+            gradient = gradients[strategy._place[name]]
+            assert not (gradient * owned).any()
+            assert (gradient * ~owned).any()
+
+
+@pytest.mark.parametrize("regrow", ["stored", "zero"])
+def test_12_what_is_grown_onto_another_tasks_weight(regrow):
+    found = learner(growth="random", regrow=regrow, density=0.4)
+    strategy = learn(found, 1)
+    found.advance(3)
+    now = strategy.subnetwork
+    before = {name: mask.clone() for name, mask in now.masks.items()}
+    found.advance(1)
+    for name, mask in now.masks.items():
+        come, owned = mask & ~before[name], strategy.store.owned[name]
+        values = strategy.weights[name][come & owned]
+        assert len(values)
+        wanted = strategy.store.values[name][come & owned]
+        assert torch.equal(values, wanted if regrow == "stored" else torch.zeros_like(wanted))
+        assert not strategy.weights[name][come & ~owned].any()
+
+
+def test_13_the_used_capacity_of_fixed_masks():
+    benchmark = dataclasses.replace(TOY, epochs=1, hidden=(128, 128))
+    found = learner(benchmark, growth="none", density=0.2)
+    strategy = learn(found, 5)
+    used = density(strategy.store.owned[name] for name in strategy.masked)
+    size = sum(mask[0].numel() for mask in strategy.store.owned.values())
+    assert (used - 0.6723).abs().max() < 3 * math.sqrt(0.6723 * 0.3277 / size)
+    last = [m.values for m in found.measurements if "sparse/used_capacity" in m.values][-1]
+    assert torch.equal(last["sparse/used_capacity"], used)
+
+
+def test_14_dense_it_is_ordinary_training_and_then_only_biases_change():
+    benchmark = dataclasses.replace(TOY, network="mlp", epochs=1)
+    dense = learner(benchmark, density=1.0, growth="none", checkpoint="last", milestones=(), head_bias=True)
+    plain = open_learner(benchmark, "naive", naive.Config(), (0, 1), data=BLOBS)
+    plain.advance(8)
+    strategy = learn(dense, 1)
+    for (name, own), other in zip(strategy.network.named_parameters(), plain.strategy.parameters, strict=True):
+        assert torch.equal(own, other), name
+    before = {name: p.detach().clone() for name, p in strategy.network.named_parameters()}
+    learn(dense, 2)
+    changed = {name for name, p in strategy.network.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {name for name in before if name.endswith("bias")}
+    assert float(dense.summary()["cl/bwt"].abs().max()) == 0  # each task has its own
+
+
+def test_shared_biases_drift():
+    benchmark = dataclasses.replace(TOY, network="mlp", learning_rate=0.02)
+    found = learner(benchmark, bias="shared", head_bias=True)
+    strategy = learn(found, 1)
+    images = found.inputs.scaled(found.stream.test(0)[0])
+    before = strategy.predict(images, found.tasks[0])
+    learn(found, 3)
+    assert not torch.equal(strategy.predict(images, found.tasks[0]), before)
+
+
+RESUMED: dict[str, dict[str, Any]] = {
+    "unfired": {"growth": "unfired", "regrow": "zero", "policy": "free-capacity-density"},
+    "gradient": {"growth": "gradient", "bn": "per_task_stats", "classifier": "own_rows"},
+    "momentum": {"growth": "momentum", "init": "erk"},
+}
+
+
+@pytest.mark.parametrize("options", RESUMED.values(), ids=list(RESUMED))
+@pytest.mark.parametrize("benchmark", [TOY, SGD], ids=["adam", "sgd"])
+def test_16_saved_in_the_middle_of_the_second_task_it_goes_on_to_the_bit(options, benchmark):
+    whole = learner(benchmark, **options)
+    learn(whole, 1)
+    whole.advance(11)
+    state = copy.deepcopy(whole.state_dict())
+    resumed = learner(benchmark, **options)
+    resumed.load_state_dict(state)
+    for found in (whole, resumed):
+        learn(found, 3)
+    one, other = (of(found).state_dict() for found in (whole, resumed))
+    torch.testing.assert_close(one, other, rtol=0, atol=0)
+    assert torch.equal(whole.matrix.nan_to_num(-1), resumed.matrix.nan_to_num(-1))
+
+
+# What the settings do beside that
+
+
+def test_the_kept_epoch_is_that_which_fits_best():
+    found = learner(learning_rate_benchmark := dataclasses.replace(TOY, epochs=4), growth="random")
+    strategy, seen = of(found), []
+    for _ in range(4):
+        found.advance(7)
+        right = strategy._right.clone()
+        images, labels = (part[:, 0] for part in found.stream.batches(0, found.step, found.step + 1))
+        with torch.no_grad():
+            outputs = strategy.network(found.inputs.scaled(images))
+        right += dst.right_answers(outputs, labels, found.tasks[0].outputs)
+        found.advance(1) if found.step < learning_rate_benchmark.epochs * 8 - 1 else None
+        seen.append(right)
+    best = torch.stack(seen)
+    learn(found, 1)
+    torch.testing.assert_close(strategy.learned["accuracy"], best.amax(0) / 8)
+
+
+def test_the_learning_rate_falls_after_half_and_three_quarters():
+    found = learner(dataclasses.replace(TOY, epochs=8))
+    rates = []
+    for _ in range(8):
+        found.advance(8)
+        rates.append(of(found).optimizer.learning_rate / 0.005)
+    assert rates == pytest.approx([1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_a_member_whose_ways_are_all_zero_begins_anew():
+    found = learner(dataclasses.replace(TOY, epochs=1), density=0.1, growth="none")
+    strategy = learn(found, 1)
+    for name, owned in strategy.store.owned.items():
+        strategy.store.owned[name] = torch.zeros_like(owned)  # as if the first task had nothing to share
+    found.advance(1)
+    assert strategy._restarted.all()
+    for name, mask in strategy.subnetwork.masks.items():
+        assert torch.equal(strategy.weights[name].detach() != 0, mask)
+    while found.index < 2:
+        found.advance(100)
+    told = [m.values["sparse/restarted"].tolist() for m in found.measurements if "sparse/restarted" in m.values]
+    assert told == [[0, 0], [1, 1]]
+
+
+def test_all_outputs_may_compete():
+    options = {"growth": "none", "density": 0.05}
+    told, open_ = (learner(TOY, **options, eval_slice=slice_) for slice_ in (True, False))
+    for found in (told, open_):
+        learn(found, 2)
+    answers = open_.answers(0)[0]
+    assert torch.equal(
+        answers, of(open_).predict(open_.inputs.scaled(open_.stream.test(0)[0]), open_.tasks[0]).argmax(2)
+    )
+    assert told.tasks[0].outputs.gather(1, told.answers(0)[0]).all()
+
+
+@pytest.mark.parametrize("name", ["cnn-bn", "lenet5", "resnet18", "vgg-like", "mobilenetv2", "resnet18-reduced"])
+def test_every_network_of_the_study_is_trained_sparse(name):
+    """Two members, two batches: layers are found, masked, moved and frozen, whatever they are."""
+    images = torch.rand(40, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(40) % 4
+    data = datasets.from_tensors((images, labels), (images[:8], labels[:8]))
+    sizes = {"resnet18": (4, 8, 8, 8), "resnet18-reduced": (4, 4, 4, 4), "vgg-like": (4, 4, 4, 8, 8, 8)}
+    sizes |= {"mobilenetv2": (4, 4, 4, 4, 8, 8, 8, 8, 16), "cnn-bn": (4, 8, 16), "lenet5": (16,)}
+    benchmark = Benchmark(
+        data="mine", kind="task", tasks=2, network=name, hidden=sizes[name], optimizer="adam", learning_rate=1e-3
+    )
+    config = dst.Config(update_every=1, growth="gradient", init="erk")
+    found = open_learner(benchmark, "dst", config, (0,), data=data)
+    strategy = learn(found, 2)
+    named = dict(strategy.network.named_parameters())
+    assert set(strategy.masked) == {name for name in named if not name.endswith("bias")}
+    assert not list(strategy.network.named_buffers())
+    assert float(found.summary()["cl/bwt"].abs().max()) == 0
+
+
+def test_the_published_sizes_of_networks():
+    with torch.device("meta"):
+        built = {name: NETWORKS[name]((3, 32, 32), (), 100) for name in ("vgg-like", "mobilenetv2")}
+    weights = {name: [p for p in network.parameters() if p.dim() > 1] for name, network in built.items()}
+    assert len(weights["mobilenetv2"]) == 53
+    assert sum(p.numel() for p in weights["mobilenetv2"]) == 2_189_760 + 128_000
+    assert len(weights["vgg-like"]) == 15
+    assert weights["vgg-like"][-2].shape == (512, 512)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_task_on_a_gpu_neither_waits_for_numbers_nor_mixes_devices(optimizer, monkeypatch):
+    """Traced without values: FakeTensorMode refuses both. Policies read numbers, once a task, so there is none here."""
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(DST, "_settings", lambda self, task: [self.config] * 2)
+    monkeypatch.setattr(torch.autograd, "grad", lambda loss, parameters: [torch.empty_like(p) for p in parameters])
+
+    def network(bias: bool) -> Classifier:
+        layers = [NETWORKS["cnn-bn"]((1, 8, 8), (4, 8), 4) for _ in range(2)]
+        members = [Classifier(torch.nn.Sequential(*one[:-1]), one[-1]) for one in map(list, layers)]
+        return cast(Classifier, stack(members))
+
+    def made(trained: Classifier) -> Any:
+        parameters = list(trained.parameters())
+        return Adam(parameters, 1e-3) if optimizer == "adam" else PlainSGD(parameters, 0.1, 0.9)
+
+    for growth, bn in zip(GROWTHS, itertools.cycle(("batch", "per_task_stats")), strict=False):
+        with FakeTensorMode(), cuda:
+            random = RandomStream([torch.Generator() for _ in range(2)], cuda)
+            scopes = torch.ones(2, 4, 4, dtype=torch.bool)
+            setting = Setting(
+                members=2, outputs=4, tasks=2, batch=8, steps=(2, 2), labelled=True, scopes=scopes, network=network,
+                fresh=lambda bias, source: network(bias), optimizer=made, inputs=Inputs(1), memory=0,
+                random=lambda: random,  # noqa: B023
+            )  # fmt: skip
+            strategy = DST(setting, dst.Config(growth=growth, bn=bn, update_every=1))
+            x, y = torch.rand(2, 8, 1, 8, 8), torch.zeros(2, 8, dtype=torch.int64)
+            for index in range(2):
+                task = Task(index, torch.ones(2, 4, dtype=torch.bool), True, 2, 1)
+                strategy.begin_task(task)
+                for _ in range(2):
+                    metrics = strategy.observe(Batch(x, y, x, y, {}), task)
+                strategy.end_task(task)
+            told = [value for _, values in strategy.measurements() for value in values.values()]
+            shown = strategy.predict(x, Task(0, task.outputs, True, 2, 1))
+        assert {value.device.type for value in (*metrics.values(), *told, shown)} == {"cuda"}
+
+
+# Settings from task to task
+
+
+def test_settings_of_each_task():
+    given = {"density_per_task": (0.1, 0.2, 0.3, 0.4, 0.5), "growth_per_task": ("random", "gradient") * 2 + ("none",)}
+    found = learner(dataclasses.replace(TOY, epochs=1), **given, init_per_task=("erk",) * 5)
+    for task, growth in enumerate(given["growth_per_task"]):
+        found.advance(1)
+        strategy = of(found)
+        assert [own.growth for own in strategy.settings] == [growth] * 2
+        share = density(strategy.subnetwork.masks[name] for name in strategy.masked)
+        assert share.tolist() == pytest.approx([given["density_per_task"][task]] * 2, abs=0.002)
+        learn(found, task + 1)
+
+
+def test_policies_of_ours():
+    found = learner(dataclasses.replace(TOY, epochs=1), policy="explore-then-exploit", growth="unfired")
+    rules = [own.growth for task in found.tasks for own in of(found)._settings(task)[:1]]
+    assert rules == ["unfired", "unfired", "unfired", "gradient", "gradient"]
+    found = learner(dataclasses.replace(TOY, epochs=1), policy="free-capacity-density", density=0.5, growth="none")
+    learn(found, 5)
+    sizes = [m.values["sparse/density"] for m in found.measurements if "sparse/density" in m.values]
+    assert sizes[0].tolist() == pytest.approx([0.2, 0.2], abs=0.01)
+    assert all(float(size.min()) > 0.15 for size in sizes)
+    found = learner(dataclasses.replace(TOY, epochs=1), policy="erk-then-uniform", density=0.3, growth="none")
+    inits = []
+    for task in range(5):
+        found.advance(1)
+        inits.append(of(found).settings[0].init)
+        learn(found, task + 1)
+    assert inits[0] == "erk"
+    assert inits[-1] == "uniform"
+
+
+@pytest.mark.parametrize(
+    ("settings", "benchmark", "sentence"),
+    [
+        ({"density": 0.0}, TOY, "density must be above 0"),
+        ({"density_per_task": (0.1, 2.0)}, TOY, "density must be above 0 and at most 1, got 2"),
+        ({"growth": "rigl"}, TOY, "growth must be one of random, unfired, gradient, momentum, none, got 'rigl'"),
+        ({"prune": "set", "strict": True}, TOY, "strict is for --prune magnitude"),
+        ({"prune_rate": 0.1, "prune_rate_min": 0.2}, TOY, "the second not above the first"),
+        ({"update_every": 0}, TOY, "update_every must be at least 1, got 0"),
+        ({"update_every": 24}, TOY, "the topology would never change: update_every is 24, and a task has 24 batches"),
+        ({"update_stop": 1.5}, TOY, r"update_stop must be in \[0, 1\]"),
+        ({"milestones": (1.5,)}, TOY, "milestones must be parts of a task"),
+        ({"growth_per_task": ("random",) * 3}, TOY, "growth_per_task needs a value for each of the 5 tasks, got 3"),
+        ({"growth": "momentum"}, dataclasses.replace(SGD, momentum=0.0), "growth by momentum needs an optimiser with"),
+        ({}, dataclasses.replace(TOY, batch=1), "batch normalisation needs more than one sample"),
+        ({}, dataclasses.replace(TOY, kind="class"), "'dst' needs to be told the task of each sample"),
+        ({"classifier": "own_rows"}, dataclasses.replace(TOY, network="mlp", hidden=()), "no layer to make sparse"),
+    ],
+)
+def test_what_does_not_fit_is_said_at_once(settings, benchmark, sentence):
+    with pytest.raises(ValueError, match=sentence) as caught:
+        learner(benchmark, **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_small_run_as_the_spec_saw_it():
+    """Section 14: 5 tasks of 2 digits, here 128 batches of 32 each."""
+    digits = Benchmark(
+        data="digits", kind="task", network="mlp-bn", hidden=(128, 64), batch=32, epochs=16, optimizer="adam",
+        learning_rate=1e-3, train_per_class=134, test_per_class=40,
+    )  # fmt: skip
+    used, accuracy = {}, {}
+    for growth in ("gradient", "random"):
+        config = dst.Config(growth=growth, update_every=5)
+        found = open_learner(digits, "dst", config, range(2))
+        strategy = learn(found, 5)
+        told = found.summary()
+        assert float(told["cl/bwt"].abs().max()) == 0
+        accuracy[growth] = float(told["cl/average_accuracy"].mean())
+        used[growth] = float(density(strategy.store.owned[name] for name in strategy.masked).mean())
+    assert accuracy["gradient"] > 0.97
+    assert accuracy["gradient"] > accuracy["random"]
+    assert 0.70 < used["gradient"] < 0.84
+    assert used["random"] < 0.60
