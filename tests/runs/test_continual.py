@@ -67,10 +67,13 @@ def test_predictions_are_kept_for_metrics_to_come(whole):
         assert right.tolist() == pytest.approx(values(whole, f"acc/task_2_after_{task}"))
 
 
-def stopped(folder: Path, looks: int, monkeypatch) -> Path:
+SPARSE = [*TOY, "--preset", "small", "--epochs", "2", "--policy", "free-capacity-density"]
+
+
+def stopped(command: list[str], folder: Path, looks: int, monkeypatch) -> Path:
     """The same run, stopped when it looked so often whether it should, three steps between two looks."""
     monkeypatch.setattr("runs.continual_run._SLICE", 3)
-    config, _ = prepare("uer", TOY)
+    config, _ = prepare(command[0], command[1:])
     folder.mkdir()
     config.save(folder, build(config))
     left = iter([False] * looks + [True] * 99)
@@ -78,16 +81,20 @@ def stopped(folder: Path, looks: int, monkeypatch) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("looks", [0, 1, 5, 6])
-def test_stopped_anywhere_and_resumed_it_is_the_same_run(looks, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("strategy", "looks"), [("uer", 0), ("uer", 1), ("uer", 5), ("uer", 6), ("dst", 5), ("dst", 6)]
+)
+def test_stopped_anywhere_and_resumed_it_is_the_same_run(strategy, looks, tmp_path, monkeypatch):
     """Before the first step, in the midst of the first and the second task, and at a task's end (8 = 3 + 3 + 2)."""
+    command = [strategy, *(SPARSE if strategy == "dst" else TOY)]
     reference = tmp_path / "reference"
     monkeypatch.setattr("runs.continual_run._SLICE", 3)  # losses are told as means over slices
-    config, _ = prepare("uer", TOY)
+    config, _ = prepare(command[0], command[1:])
     reference.mkdir()
     config.save(reference, build(config))
+    assert config.resolved().epochs == (2 if strategy == "dst" else 1)
     train(config, reference, lambda steps: None, lambda: False)
-    run = stopped(tmp_path / "run", looks, monkeypatch)
+    run = stopped(command, tmp_path / "run", looks, monkeypatch)
     assert main(["resume", str(run), "--quiet"]) == 0
     assert_same(run, reference)
     for path in sorted((reference / "predictions").iterdir()):
