@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+from torch import nn
 
 from continual import datasets, networks
 from continual.inputs import AUGMENTATIONS, Augmentation, Inputs
@@ -17,6 +18,7 @@ from continual.learner import Learner
 from continual.plastic import plastic_optimizer
 from continual.strategies import (
     agem,
+    chunked_hypernet,
     cumulative,
     der,
     derpp,
@@ -24,6 +26,7 @@ from continual.strategies import (
     er,
     er_ace,
     ewc,
+    hypernet,
     joint,
     lwf,
     naive,
@@ -57,6 +60,8 @@ STRATEGIES: dict[str, tuple[type[Strategy], type[Any]]] = {
     "agem": (agem.AGEM, agem.Config),
     "packnet": (packnet.PackNet, packnet.Config),
     "dst": (dst.DST, dst.Config),
+    "hypernet": (hypernet.Hypernet, hypernet.Config),
+    "chunked_hypernet": (chunked_hypernet.ChunkedHypernet, chunked_hypernet.Config),
 }
 
 
@@ -121,12 +126,17 @@ BENCHMARKS: dict[str, Benchmark] = {
     "perm-digits": Benchmark(data="digits", change="permuted", kind="domain", tasks=10, memory=50),
     "perm-mnist": Benchmark(data="mnist", change="permuted", kind="domain", tasks=10, memory=500),
     "perm-fmnist": Benchmark(data="fmnist", change="permuted", kind="domain", tasks=10),
+    "perm-notmnist": Benchmark(data="notmnist", change="permuted", kind="domain", tasks=5),
     "rot-digits": Benchmark(data="digits", change="rotated", kind="domain", tasks=10, memory=50),
     "rot-mnist": Benchmark(data="mnist", change="rotated", kind="domain", tasks=10, memory=500),
     "rot-fmnist": Benchmark(data="fmnist", change="rotated", kind="domain", tasks=10),
     "split-cifar10-jpeg": Benchmark(data="cifar10-jpeg", **_RESNET),
     "split-cifar10": Benchmark(data="cifar10", **_RESNET),
     "split-cifar100": Benchmark(data="cifar100", tasks=10, memory=1000, **_RESNET),
+    # All of CIFAR-10, then ten classes of CIFAR-100 at a time (von Oswald et al. 2020).
+    "split-cifar10-100": Benchmark(
+        data="cifar10-100", kind="task", tasks=6, memory=1000, class_order=tuple(range(60)), **_RESNET
+    ),
     "split-miniimagenet": Benchmark(data="miniimagenet", tasks=10, memory=1000, **_RESNET),
     "split-tinyimagenet": Benchmark(data="tinyimagenet", tasks=10, memory=1000, **_RESNET),
     # No files: class-conditional patterns drawn from a seed, for tests.
@@ -142,6 +152,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "split-notmnist": {"train_per_class": 500},
     "split-cifar10-jpeg": _SMALL_COLOUR,
     "split-cifar10": _SMALL_COLOUR,
+    "split-cifar10-100": {**_SMALL_COLOUR, "test_per_class": 20},
     "split-cifar100": {"train_per_class": 100, "test_per_class": 20, "augmentation": "none", "memory": 500},
 }
 
@@ -198,11 +209,11 @@ def open_learner(
         members = [fresh(head_bias, source) for source in drawn("initialisation").generators]
         return cast(networks.Classifier, stack(members))
 
-    def optimizer(trained: networks.Classifier) -> Optimizer:
+    def optimizer(trained: nn.Module) -> Optimizer:
         plain = make_optimizer(benchmark, [p for p in trained.parameters() if p.requires_grad])
         if not interventions:
             return plain
-        sources, head_bias = drawn("intervention").generators, trained.head.bias is not None
+        sources, head_bias = drawn("intervention").generators, cast(networks.Classifier, trained).head.bias is not None
         return plastic_optimizer(trained, plain, interventions, sources, partial(fresh, head_bias))
 
     setting = Setting(

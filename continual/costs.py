@@ -20,7 +20,6 @@ def costs(learner: Learner) -> dict[str, float]:
     learner is used up: three steps further, with a memory that holds little yet but has its full size.
     """
     learner.evaluate_every = None
-    network = learner.strategy.network
     steps = min(task.steps for task in learner.tasks)
     for _ in range(min(_WARM_UP, steps - 1)):
         learner.advance(1)
@@ -28,7 +27,7 @@ def costs(learner: Learner) -> dict[str, float]:
         learner.learn(1)
     held = sum(tensor.nbytes for tensor in _tensors(learner.strategy.state_dict()))
     return {
-        "cost/parameters": sum(p.numel() for p in network.parameters() if p.requires_grad) / learner.members,
+        "cost/parameters": float(learner.strategy.parameter_count),
         "cost/flops_per_step": counter.get_total_flops() / learner.members,
         "cost/state_bytes": held / learner.members,
         "cost/memory_bytes": float(learner.strategy.memory.nbytes),

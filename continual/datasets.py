@@ -153,6 +153,25 @@ def cifar10_jpeg(folder: Path | None = None) -> Images:
     return _images("cifar10-jpeg", parts, str(archive if archive is not None and archive.is_file() else unpacked))
 
 
+def cifar10_100(folder: Path | None = None) -> Images:
+    """The 10 classes of CIFAR-10 and behind them the first 50 of CIFAR-100, as in von Oswald et al. 2020."""
+    try:
+        first, second = datasets.load("cifar10", folder), datasets.load("cifar100", folder)
+    except DataMissing as error:
+        raise DataMissing(
+            "the data set 'cifar10-100' is not on this machine: put torchvision's folders 'cifar-10-batches-py' and "
+            f"'cifar-100-python' below ${DATA_VARIABLE} or --data"
+        ) from error
+
+    def joined(x: Tensor, y: Tensor, more_x: Tensor, more_y: Tensor) -> tuple[Tensor, Tensor]:
+        wanted = more_y < 50
+        return torch.cat([x, more_x[wanted]]), torch.cat([y, more_y[wanted] + 10])
+
+    train = joined(first.train_images, first.train_labels, second.train_images, second.train_labels)
+    test = joined(first.test_images, first.test_labels, second.test_images, second.test_labels)
+    return Images("cifar10-100", *train, *test, first.levels, f"{first.source}, {second.source}")
+
+
 def miniimagenet(folder: Path | None = None) -> Images:
     """miniImageNet, 100 classes of 84 x 84 pixels: 500 of each for training, 100 for testing.
 
@@ -188,6 +207,7 @@ def tinyimagenet(folder: Path | None = None) -> Images:
 LOADERS: dict[str, Callable[[Path | None], Images]] = {
     "notmnist": notmnist,
     "cifar10-jpeg": cifar10_jpeg,
+    "cifar10-100": cifar10_100,
     "miniimagenet": miniimagenet,
     "tinyimagenet": tinyimagenet,
 }

@@ -191,8 +191,8 @@ class Learner:
 
     def _proxy_norms(self) -> Iterator[Measurement]:
         """Mean length of the head's weights of the classes of each task."""
-        norms = self.strategy.network.head.weight.detach().norm(dim=2)  # [K, C]
         for task in self.tasks:
+            norms = self.strategy.head_of(task).norm(dim=2)  # [K, C]
             own = task.outputs.float()
             values = {"plasticity/proxy_norm": (norms * own).sum(1) / own.sum(1)}
             yield Measurement(self.steps, values, task.index + 1)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from continual.networks_dst import cnn_bn, lenet5, mlp_bn, mobilenet_v2, resnet18, vgg_like
+from continual.networks_hypernet import Dropout, resnet32, zenkenet
 from continual.residual import basic_block
 from plasticity.intervention import Intervention
 from plasticity.networks.architectures import ARCHITECTURES, draw_
@@ -94,6 +95,8 @@ NETWORKS: dict[str, Builder] = {
     "resnet18": resnet18,
     "vgg-like": vgg_like,
     "mobilenetv2": mobilenet_v2,
+    "resnet32": resnet32,
+    "zenkenet": zenkenet,
 }
 
 
@@ -119,4 +122,7 @@ def draw(
     network: nn.Module = Classifier(layers[:-1], head)
     for intervention in interventions:
         network = intervention.build(network)
+    for module in network.modules():
+        if isinstance(module, Dropout):
+            module.draw_from(generator)
     return draw_(network.to(generator.device), "torch", generator)

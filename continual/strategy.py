@@ -33,10 +33,10 @@ class Setting:
 
     outputs: C, of all tasks together. tasks: how many will come. labelled: a sample's task is told. scopes: [K, C, C],
     see `TaskStream.scopes`. network: draws one for all members, head with a bias or not; fresh: one member's, from a
-    generator. optimizer: makes that of such a network, with the interventions of the run. inputs: how stored images
-    become what is learned from. memory: how many samples may be kept, if a strategy is not told otherwise. random: the
-    stream for what is kept and replayed, another one at each call. batch: samples of the stream in a step. steps: how
-    many each task has.
+    generator. optimizer: makes that of such a network, with the interventions of the run (where there are none, of any
+    module). inputs: how stored images become what is learned from. memory: how many samples may be kept, if a strategy
+    is not told otherwise. random: the stream for what is kept and replayed, another one at each call. batch: samples of
+    the stream in a step. steps: how many each task has.
     """
 
     members: int
@@ -48,7 +48,7 @@ class Setting:
     scopes: Tensor | None
     network: Callable[[bool], Classifier]
     fresh: Callable[[bool, torch.Generator], nn.Module]
-    optimizer: Callable[[Classifier], Optimizer]
+    optimizer: Callable[[nn.Module], Optimizer]
     inputs: Inputs
     memory: int
     random: Callable[[], RandomStream]
@@ -61,8 +61,9 @@ class Strategy:
 
     trains_on: the samples of a task's steps, see `TaskStream.batches`. needs_task_labels: it works only where a
     sample's task is told. reviews: it wants to see a task's samples once more at its end. answers_with_all: in tests
-    all outputs compete, also where the task is told. takes_interventions: on its network and training. Raises
-    ValueError if it does not fit.
+    all outputs compete, also where the task is told. takes_interventions: on its network and training.
+    trains_network: the weights of the network are what it trains, nothing else makes them. Raises ValueError if it does
+    not fit.
     """
 
     trains_on: Source = "task"
@@ -70,6 +71,7 @@ class Strategy:
     reviews = False
     answers_with_all = False
     takes_interventions = True
+    trains_network = True
 
     def __init__(self, setting: Setting, head_bias: bool = True, memory: int | None = 0, policy: Policy = "reservoir"):
         if self.needs_task_labels and not setting.labelled:
@@ -113,6 +115,15 @@ class Strategy:
     def predict(self, x: Tensor, task: Task | None) -> Tensor:
         """Scores [K, B, C] of inputs [K, B, *shape]; the largest is the answer. task: None where it is not told."""
         return self.network(x)
+
+    @property
+    def parameter_count(self) -> int:
+        """How many numbers a member learns."""
+        return sum(p.numel() for p in self.parameters) // self.setting.members
+
+    def head_of(self, task: Task) -> Tensor:
+        """Weights of the head, [K, C, d], that samples of a task meet."""
+        return self.network.head.weight.detach()
 
     def cross_entropy(self, outputs: Tensor, labels: Tensor, allowed: Tensor | None = None) -> Tensor:
         """Mean over the batch, [K], of outputs [K, B, C], labels [K, B]; softmax over all outputs that compete.

@@ -82,7 +82,8 @@ def prepare(strategy: str, arguments: Sequence[str]) -> tuple[ContinualConfig, C
         value = vars(options)[flag]
         if value is not None and not value >= least:
             raise UsageError(f"--{flag.replace('_', '-')} must be at least {least}, got {value}")
-    overrides: dict[str, Any] = dict(preset.benchmarks.get(options.benchmark, {})) | {
+    changes = presets.WANTED.get(strategy, {}), preset.benchmarks.get(options.benchmark, {})
+    overrides: dict[str, Any] = {**changes[0], **changes[1]} | {
         name: vars(options)[flag] for flag, name in _OVERRIDES.items() if vars(options)[flag] not in (None, ())
     }
     resolve_benchmark(options.benchmark, options.preset, overrides, strategy)

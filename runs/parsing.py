@@ -145,10 +145,12 @@ def _shown(value: Any) -> str:
 
 
 def _field_docstrings(cls: type) -> dict[str, str]:
-    """The string below each field of a dataclass, as one line."""
+    """The string below each field of a dataclass, as one line, those of its parents too."""
+    found: dict[str, str] = {}
+    for parent in (p for p in cls.__bases__ if dataclasses.is_dataclass(p)):
+        found |= _field_docstrings(parent)
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
     assert isinstance(body, ast.ClassDef)
-    found = {}
     for field, doc in zip(body.body, body.body[1:], strict=False):
         if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant):
             assert isinstance(field.target, ast.Name)

@@ -162,6 +162,8 @@ def strategy_subjects(folder: Path, wanted: Wanted, device: torch.device) -> Ite
     config = dataclasses.replace(ContinualConfig.load(folder), device=device.type)
     learner = _restored(lambda: continual_run.build(config), _checkpoint(folder, wanted.step), config.seeds[0])
     _chosen([config.strategy], wanted.network)
+    if not learner.strategy.trains_network:
+        raise UsageError(f"{folder} cannot be probed: '{config.strategy}' trains what makes weights, not a network")
     stream, strategy, benchmark = learner.stream, learner.strategy, config.resolved()
     begun = learner.index if learner.step else max(0, learner.index - 1)
     steps = min(stream.steps(begun, "seen"), -(-wanted.inputs // stream.batch))

@@ -210,7 +210,8 @@ class StackedBatchNorm(nn.Module):
         mean, var = cast(Tensor | None, self.running_mean), cast(Tensor | None, self.running_var)
         if self.training and mean is not None:
             cast(Tensor, self.num_batches_tracked).add_(1)
-        mean, var, gain, offset = (None if t is None else t.view(-1) for t in (mean, var, self.weight, self.bias))
+        mean, var = (None if t is None else t.view(-1) for t in (mean, var))
+        gain, offset = (None if t is None else t.reshape(-1) for t in (self.weight, self.bias))
         y = F.batch_norm(channels, mean, var, gain, offset, self.training or mean is None, self.momentum, self.eps)
         return y.view(batch, members, -1, *y.shape[2:]).transpose(0, 1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -67,7 +68,11 @@ def test_predictions_are_kept_for_metrics_to_come(whole):
         assert right.tolist() == pytest.approx(values(whole, f"acc/task_2_after_{task}"))
 
 
-SPARSE = [*TOY, "--preset", "small", "--epochs", "2", "--policy", "free-capacity-density"]
+FLAGS = {
+    "uer": TOY,
+    "dst": [*TOY, "--preset", "small", "--epochs", "2", "--policy", "free-capacity-density"],
+    "hypernet": [*TOY, "--chunk", "600"],
+}
 
 
 def stopped(command: list[str], folder: Path, looks: int, monkeypatch) -> Path:
@@ -82,11 +87,11 @@ def stopped(command: list[str], folder: Path, looks: int, monkeypatch) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("strategy", "looks"), [("uer", 0), ("uer", 1), ("uer", 5), ("uer", 6), ("dst", 5), ("dst", 6)]
+    ("strategy", "looks"), [("uer", 0), ("uer", 1), ("uer", 5), ("uer", 6), ("dst", 5), ("dst", 6), ("hypernet", 5)]
 )
 def test_stopped_anywhere_and_resumed_it_is_the_same_run(strategy, looks, tmp_path, monkeypatch):
     """Before the first step, in the midst of the first and the second task, and at a task's end (8 = 3 + 3 + 2)."""
-    command = [strategy, *(SPARSE if strategy == "dst" else TOY)]
+    command = [strategy, *FLAGS[strategy]]
     reference = tmp_path / "reference"
     monkeypatch.setattr("runs.continual_run._SLICE", 3)  # losses are told as means over slices
     config, _ = prepare(command[0], command[1:])
@@ -99,6 +104,26 @@ def test_stopped_anywhere_and_resumed_it_is_the_same_run(strategy, looks, tmp_pa
     assert_same(run, reference)
     for path in sorted((reference / "predictions").iterdir()):
         assert (run / "predictions" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_presets_of_a_strategy_set_it_and_the_benchmark_and_flags_win(tmp_path, capsys):
+    common = ["--benchmark", "perm-digits", "--preset", "perm-digits-small"]
+    config, _ = prepare("hypernet", [*common, "--beta", "0.5", "--epochs", "1"])
+    assert (config.strategy_config["hidden_size"], config.strategy_config["beta"]) == (16, 0.5)
+    benchmark = config.resolved()
+    assert (benchmark.kind, benchmark.tasks, benchmark.hidden, benchmark.epochs) == ("task", 5, (32, 32), 1)
+    plain = prepare("hypernet", ["--benchmark", "split-digits", "--preset", "small"])[0].resolved()
+    assert (plain.optimizer, plain.learning_rate, plain.kind) == ("adam", 1e-3, "class")
+    told = prepare("hypernet", ["--benchmark", "split-digits", "--optimizer", "sgd"])[0].resolved()
+    assert told.optimizer == "sgd"
+    assert main(["list", "presets"]) == 0
+    assert "chunked_hypernet split-cifar" in capsys.readouterr().out
+
+
+def test_what_makes_weights_cannot_be_probed(tmp_path, monkeypatch, capsys):
+    run = stopped(["chunked_hypernet", *FLAGS["hypernet"]], tmp_path / "run", 1, monkeypatch)
+    assert main(["probe", str(run)]) == 2
+    assert "'chunked_hypernet' trains what makes weights, not a network" in capsys.readouterr().err
 
 
 def test_killed_and_resumed(tmp_path):
@@ -125,6 +150,18 @@ def test_killed_and_resumed(tmp_path):
         (["uer", *TOY, "--tasks", "3"], "10 classes do not divide into 3 tasks; choose 1, 2, 5 or 10"),
         (["uer", *TOY, "--preset", "tiny"], "'split-blobs' has no preset 'tiny'"),
         (["uer", *TOY, "--tau", "0"], "tau must be positive"),
+        (
+            ["hypernet", *TOY, "--preset", "split-mnst"],
+            "has no preset 'split-mnst'. Did you mean 'split-mnist'",
+        ),
+        (["hypernet", *TOY, "--growth", "full"], "growth 'full' keeps all that wrote earlier weights"),
+        (["hypernet", *TOY, "--with", "nap"], "'hypernet' itself decides which weights move"),
+        (["hypernet", *TOY, "--chunk", "0"], "chunk must be at least 1, got 0"),
+        (
+            ["er", *TOY, "--network", "zenkenet"],
+            "hidden of zenkenet must be two widths and the size of a layer",
+        ),
+        (["er", *TOY, "--network", "zenkenet", "--hidden", "2", "2", "3"], "too small, or not square, for zenkenet"),
         (["naive", *TOY, "--tau", "1"], "--tau"),
         (["er", *TOY, "--policy", "ring", "--memory", "5"], "memory of 5 is smaller than the 10 classes"),
         (["er", *TOY, "--batch-size", "100"], "too few for a batch of 100"),
@@ -164,6 +201,9 @@ def test_help_and_list(capsys):
     with pytest.raises(SystemExit):
         main(["continual", "uer", "--help"])
     assert "--tau" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["continual", "chunked_hypernet", "--help"])
+    assert re.search(r"--beta +0.1 +its weight", capsys.readouterr().out)
     with pytest.raises(SystemExit):
         main(["continual", "--help"])
     assert "--benchmark" in capsys.readouterr().out
