@@ -86,6 +86,7 @@ class Benchmark:
     optimizer: Literal["sgd", "adam"] = "sgd"
     learning_rate: float = 0.1
     momentum: float = 0.0
+    nesterov: bool = False
     weight_decay: float = 0.0
     augmentation: Augmentation = "none"
     train_per_class: int | None = None
@@ -104,6 +105,8 @@ class Benchmark:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
         if not 0 <= self.momentum < 1 or self.weight_decay < 0:
             raise ValueError("momentum must be in [0, 1), weight_decay not negative")
+        if self.nesterov and not (self.optimizer == "sgd" and self.momentum):
+            raise ValueError("Nesterov's step is for sgd with momentum: --optimizer sgd --momentum 0.9")
         if min(self.hidden, default=1) < 1:
             raise ValueError(f"hidden must list layer sizes of at least 1, got {self.hidden}")
         for name in ("train_per_class", "test_per_class"):
@@ -229,7 +232,7 @@ def make_optimizer(benchmark: Benchmark, parameters: Sequence[torch.nn.Parameter
     """The optimiser that a benchmark names, for these parameters."""
     if benchmark.optimizer == "adam":
         return Adam(parameters, benchmark.learning_rate, weight_decay=benchmark.weight_decay)
-    return SGD(parameters, benchmark.learning_rate, benchmark.momentum, benchmark.weight_decay)
+    return SGD(parameters, benchmark.learning_rate, benchmark.momentum, benchmark.weight_decay, benchmark.nesterov)
 
 
 def resolve(name: str, small: bool = False, **changes: Any) -> Benchmark:

@@ -39,7 +39,7 @@ _PICTURES = ("split-fmnist", "split-mnist", "split-notmnist", "split-cifar10-jpe
 
 # What a strategy changes in every benchmark unless told otherwise.
 WANTED: dict[str, dict[str, Any]] = {
-    name: {"optimizer": "adam", "learning_rate": 1e-3} for name in ("hypernet", "chunked_hypernet")
+    name: {"optimizer": "adam", "learning_rate": 1e-3} for name in ("hypernet", "chunked_hypernet", "dst")
 }
 
 # Target networks and training of von Oswald et al. 2020 (specs/rnn-hypernetworks.md, section 9), but that images of

@@ -1,7 +1,8 @@
 """Stochastic gradient descent as a few calls over all parameters at once.
 
-The arithmetic is `torch.optim.SGD`'s (with momentum and coupled weight decay, no dampening); its bookkeeping costs more
-than the arithmetic when networks are small. Gradients are handed in, as to `plasticity.adam.Adam`.
+The arithmetic is `torch.optim.SGD`'s (with momentum, Nesterov's too, and coupled weight decay, no dampening); its
+bookkeeping costs more than the arithmetic when networks are small. Gradients are handed in, as to
+`plasticity.adam.Adam`.
 """
 
 from __future__ import annotations
@@ -18,16 +19,23 @@ from plasticity.denormals import denormals_as_zero
 class SGD:
     """Owns the velocity of `parameters`, in their order; none without momentum.
 
-    velocity: v <- momentum v + g + weight_decay θ, then θ <- θ - learning_rate v.
+    velocity: v <- momentum v + g', g' = g + weight_decay θ, then θ <- θ - learning_rate v; with nesterov the step is
+    along g' + momentum v (Sutskever et al. 2013).
     """
 
     follows_gradient_scale = True  # for `plasticity.nap.elr_power`
 
     def __init__(
-        self, parameters: Sequence[Tensor], learning_rate: float, momentum: float = 0.0, weight_decay: float = 0.0
+        self,
+        parameters: Sequence[Tensor],
+        learning_rate: float,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
     ):
         self.parameters = list(parameters)
         self.learning_rate, self.momentum, self.weight_decay = learning_rate, momentum, weight_decay
+        self.nesterov = nesterov
         self.velocity = [torch.zeros_like(p, requires_grad=False) for p in self.parameters] if momentum else []
 
     @torch.no_grad()
@@ -40,7 +48,8 @@ class SGD:
             if self.momentum:
                 torch._foreach_mul_(self.velocity, self.momentum)
                 torch._foreach_add_(self.velocity, moves)
-                moves = self.velocity
+                ahead = list(torch._foreach_add(moves, self.velocity, alpha=self.momentum)) if self.nesterov else None
+                moves = ahead or self.velocity
             torch._foreach_add_(self.parameters, moves, alpha=-self.learning_rate)
 
     def state_dict(self) -> dict[str, Any]:

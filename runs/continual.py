@@ -86,6 +86,7 @@ def prepare(strategy: str, arguments: Sequence[str]) -> tuple[ContinualConfig, C
     overrides: dict[str, Any] = {**changes[0], **changes[1]} | {
         name: vars(options)[flag] for flag, name in _OVERRIDES.items() if vars(options)[flag] not in (None, ())
     }
+    overrides |= {"nesterov": True} if options.nesterov else {}
     resolve_benchmark(options.benchmark, options.preset, overrides, strategy)
     config = ContinualConfig(
         strategy=strategy,

@@ -339,6 +339,8 @@ class ContinualOptions:
     """constant"""
     momentum: float | None = None
     """of sgd"""
+    nesterov: bool = False
+    """sgd looks ahead along its momentum"""
     with_: Annotated[str, tyro.conf.arg(name="with")] = "none"
     """keeps the network able to learn, joined by +: nap, redo, l2-init"""
     mask_unseen: bool = True

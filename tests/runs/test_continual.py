@@ -179,6 +179,7 @@ def test_killed_and_resumed(tmp_path):
         (["dst", *TOY, "--preset", "small", "--with", "nap"], "'dst' itself decides which weights move"),
         (["dst", *TOY, "--preset", "small", "--density", "0"], "density must be above 0 and at most 1, got 0"),
         (["dst", *TOY, "--preset", "small", "--update-every", "80"], "the topology would never change"),
+        (["naive", *TOY, "--nesterov"], "Nesterov's step is for sgd with momentum"),
         ([], "continual needs a strategy"),
     ],
 )
