@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -71,10 +72,11 @@ class Settings(ABC):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         for name in ("compression", "head_scale"):
-            if not vars(self)[name] > 0:
-                raise ValueError(f"{name} must be positive, got {vars(self)[name]}")
-        if self.beta < 0 or self.head_anchor < 0:
-            raise ValueError(f"beta and head_anchor must not be negative, got {self.beta} and {self.head_anchor}")
+            if not 0 < vars(self)[name] < math.inf:
+                raise ValueError(f"{name} must be a positive number, got {vars(self)[name]}")
+        for name in ("beta", "head_anchor"):
+            if not 0 <= vars(self)[name] < math.inf:
+                raise ValueError(f"{name} must be a number of at least 0, got {vars(self)[name]}")
         inside = all(0 < drop < 1 for drop in self.rate_drops)
         if not inside or any(a >= b for a, b in itertools.pairwise(self.rate_drops)):
             raise ValueError(f"rate_drops must rise between 0 and 1, got {self.rate_drops}")
