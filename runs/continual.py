@@ -82,8 +82,10 @@ def prepare(strategy: str, arguments: Sequence[str]) -> tuple[ContinualConfig, C
         value = vars(options)[flag]
         if value is not None and not value >= least:
             raise UsageError(f"--{flag.replace('_', '-')} must be at least {least}, got {value}")
-    changes = presets.WANTED.get(strategy, {}), preset.benchmarks.get(options.benchmark, {})
-    overrides: dict[str, Any] = {**changes[0], **changes[1]} | {
+    wanted = presets.WANTED.get(strategy, {})
+    if options.optimizer not in (None, wanted.get("optimizer")):
+        wanted = {}  # its learning rate is not for another optimiser
+    overrides: dict[str, Any] = {**wanted, **preset.benchmarks.get(options.benchmark, {})} | {
         name: vars(options)[flag] for flag, name in _OVERRIDES.items() if vars(options)[flag] not in (None, ())
     }
     overrides |= {"nesterov": True} if options.nesterov else {}

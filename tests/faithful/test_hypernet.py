@@ -471,7 +471,7 @@ def test_interventions_and_settings_that_do_not_fit_are_refused():
 
 
 def test_small_run_as_in_the_specification():
-    """Permuted digits: without the regulariser most is forgotten, with it little, here after 105 steps a task, not 250."""
+    """Permuted digits: without the regulariser most is forgotten, with it little; here after 105 steps a task."""
     preset = PRESETS["hypernet"]["perm-digits-small"]
     benchmark = resolve("perm-digits", **{**preset.benchmarks["perm-digits"], "epochs": 5})
     final, during = {}, {}

@@ -115,7 +115,7 @@ def test_presets_of_a_strategy_set_it_and_the_benchmark_and_flags_win(tmp_path, 
     plain = prepare("hypernet", ["--benchmark", "split-digits", "--preset", "small"])[0].resolved()
     assert (plain.optimizer, plain.learning_rate, plain.kind) == ("adam", 1e-3, "class")
     told = prepare("hypernet", ["--benchmark", "split-digits", "--optimizer", "sgd"])[0].resolved()
-    assert told.optimizer == "sgd"
+    assert (told.optimizer, told.learning_rate) == ("sgd", 0.1)
     assert main(["list", "presets"]) == 0
     assert "chunked_hypernet split-cifar" in capsys.readouterr().out
 
