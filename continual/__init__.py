@@ -9,3 +9,9 @@ NAMES = (
     "naive", "joint", "cumulative", "er", "er_ace", "der", "derpp", "uer", "ewc", "si", "lwf", "agem", "packnet", "dst",
     "hypernet", "chunked_hypernet",
 )  # fmt: skip
+# Those of Avalanche, `continual.avalanche.baselines.SETTINGS`.
+BASELINES = (
+    "avalanche-naive", "avalanche-replay", "avalanche-ewc", "avalanche-si", "avalanche-lwf", "avalanche-mas",
+    "avalanche-agem", "avalanche-gem", "avalanche-der", "avalanche-er_ace", "avalanche-mir", "avalanche-gdumb",
+    "avalanche-cumulative",
+)  # fmt: skip

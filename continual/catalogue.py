@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import nn
 
 from continual import datasets, networks
+from continual.avalanche import baselines
+from continual.experiences import Experiences, ExperienceStream
 from continual.inputs import AUGMENTATIONS, Augmentation, Inputs
 from continual.learner import Learner
 from continual.plastic import plastic_optimizer
@@ -63,6 +65,13 @@ STRATEGIES: dict[str, tuple[type[Strategy], type[Any]]] = {
     "hypernet": (hypernet.Hypernet, hypernet.Config),
     "chunked_hypernet": (chunked_hypernet.ChunkedHypernet, chunked_hypernet.Config),
 }
+
+# Those of Avalanche, run by it on our streams.
+BASELINES: dict[str, tuple[type[Strategy], type[Any]]] = {
+    name: (baselines.AvalancheStrategy, settings) for name, settings in baselines.SETTINGS.items()
+}
+KNOWN = {**STRATEGIES, **BASELINES}
+AVALANCHE = "avalanche:"  # in front of a name of its classic benchmarks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +151,13 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "split-miniimagenet": Benchmark(data="miniimagenet", tasks=10, memory=1000, **_RESNET),
     "split-tinyimagenet": Benchmark(data="tinyimagenet", tasks=10, memory=1000, **_RESNET),
+    # Made by Avalanche, from files where torchvision keeps them; it draws one order of classes or pixels for all seeds.
+    "avalanche:SplitMNIST": Benchmark(data="avalanche:SplitMNIST", memory=500),
+    "avalanche:PermutedMNIST": Benchmark(data="avalanche:PermutedMNIST", kind="domain", tasks=10, memory=500),
+    "avalanche:RotatedMNIST": Benchmark(data="avalanche:RotatedMNIST", kind="domain", tasks=10, memory=500),
+    "avalanche:SplitFMNIST": Benchmark(data="avalanche:SplitFMNIST", **_CNN),
+    "avalanche:SplitCIFAR10": Benchmark(data="avalanche:SplitCIFAR10", **_RESNET),
+    "avalanche:SplitCIFAR100": Benchmark(data="avalanche:SplitCIFAR100", tasks=10, memory=1000, **_RESNET),
     # No files: class-conditional patterns drawn from a seed, for tests.
     "split-blobs": Benchmark(data="blobs", memory=50, hidden=(64,)),
 }
@@ -162,15 +178,42 @@ SMALL: dict[str, dict[str, Any]] = {
 
 def make_strategy(name: str, config: Any, setting: Setting) -> Strategy:
     """A strategy by name. Raises ValueError for an unknown one, or settings that do not fit."""
-    if name not in STRATEGIES:
-        raise ValueError(f"unknown strategy '{name}', it is one of {', '.join(STRATEGIES)}")
-    return STRATEGIES[name][0](setting, config)
+    if name not in KNOWN:
+        raise ValueError(f"unknown strategy '{name}', it is one of {', '.join(KNOWN)}")
+    return KNOWN[name][0](setting, config)
 
 
-def open_data(benchmark: Benchmark, folder: Path | None = None) -> Images:
-    """The images of a benchmark. Raises ValueError, one sentence, if they are not on this machine."""
+def open_data(benchmark: Benchmark, folder: Path | None = None) -> Images | Experiences:
+    """The data of a benchmark. Raises ValueError, one sentence, if it is not on this machine."""
+    if benchmark.data.startswith(AVALANCHE):
+        return open_avalanche(benchmark, folder)
     found = datasets.load(benchmark.data, folder)
     return datasets.subset(found, benchmark.train_per_class, benchmark.test_per_class)
+
+
+def open_avalanche(benchmark: Benchmark, folder: Path | None) -> Experiences:
+    """One of Avalanche's classic benchmarks, made there."""
+    from continual.avalanche.streams import open_classic
+
+    refused = next((n for n in ("train_per_class", "test_per_class", "blurry") if vars(benchmark)[n]), None)
+    if refused is not None:
+        raise ValueError(f"'{benchmark.data}' is made by Avalanche and takes no {refused}")
+
+    name = benchmark.data.removeprefix(AVALANCHE)
+    return open_classic(name, benchmark.tasks, benchmark.kind, benchmark.class_order, folder)
+
+
+def open_stream(
+    benchmark: Benchmark, data: Images | Experiences, seeds: Sequence[int], device: torch.device
+) -> TaskStream:
+    """The tasks of a benchmark for a population of seeds. Raises ValueError, one sentence."""
+    if isinstance(data, Experiences):
+        return ExperienceStream(data, seeds, device, batch=benchmark.batch, epochs=benchmark.epochs)
+    return TaskStream(
+        data, seeds, device, change=benchmark.change, kind=benchmark.kind, tasks=benchmark.tasks,
+        batch=benchmark.batch, epochs=benchmark.epochs, blurry=benchmark.blurry,
+        class_order=benchmark.class_order or None,
+    )  # fmt: skip
 
 
 def open_learner(
@@ -179,12 +222,12 @@ def open_learner(
     config: Any,
     seeds: Sequence[int],
     device: torch.device | str = "cpu",
-    data: Images | None = None,
+    data: Images | Experiences | None = None,
     evaluate_every: int | None = None,
     mask_unseen: bool = True,
     interventions: Sequence[Intervention] = (),
 ) -> Learner:
-    """A population of seeds that is about to learn a benchmark. data: its images; None: those that it names.
+    """A population of seeds that is about to learn a benchmark. data: its tasks or images; None: those that it names.
 
     interventions: in the network and its training, objects of this learner alone (`plasticity.registry.make`).
     Raises ValueError, one sentence, for what does not fit together.
@@ -192,11 +235,47 @@ def open_learner(
     device, seeds = torch.device(device), tuple(seeds)
     if interventions and strategy in STRATEGIES and not STRATEGIES[strategy][0].takes_interventions:
         raise ValueError(f"'{strategy}' itself decides which weights move, so it takes no interventions (--with)")
-    stream = TaskStream(
-        open_data(benchmark) if data is None else data, seeds, device, change=benchmark.change, kind=benchmark.kind,
-        tasks=benchmark.tasks, batch=benchmark.batch, epochs=benchmark.epochs, blurry=benchmark.blurry,
-        class_order=benchmark.class_order or None,
-    )  # fmt: skip
+    stream = open_stream(benchmark, open_data(benchmark) if data is None else data, seeds, device)
+    setting = make_setting(benchmark, stream, seeds, device, interventions)
+    made = make_strategy(strategy, config, setting)
+    return Learner(stream, made, setting.inputs, evaluate_every, mask_unseen=mask_unseen)
+
+
+class Outline(Protocol):
+    """What a strategy has to know of a stream. shape: of an input; levels: of a fully bright pixel."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def outputs(self) -> int: ...
+
+    @property
+    def tasks(self) -> int: ...
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def levels(self) -> int: ...
+
+    @property
+    def batch(self) -> int: ...
+
+    @property
+    def scopes(self) -> torch.Tensor | None: ...
+
+    def steps(self, index: int) -> int: ...
+
+
+def make_setting(
+    benchmark: Benchmark,
+    stream: Outline,
+    seeds: Sequence[int],
+    device: torch.device,
+    interventions: Sequence[Intervention] = (),
+) -> Setting:
+    """What a strategy is told: the network and optimiser of a benchmark for a stream, drawn from the seeds."""
 
     def drawn(purpose: str, *index: int) -> RandomStream:
         return RandomStream([generator(device, seed, purpose, *index) for seed in seeds])
@@ -219,13 +298,12 @@ def open_learner(
         sources, head_bias = drawn("intervention").generators, cast(networks.Classifier, trained).head.bias is not None
         return plastic_optimizer(trained, plain, interventions, sources, partial(fresh, head_bias))
 
-    setting = Setting(
+    return Setting(
         members=len(seeds), outputs=stream.outputs, tasks=stream.tasks, labelled=stream.kind == "task",
         scopes=stream.scopes, network=network, fresh=fresh, optimizer=optimizer,
         inputs=inputs, memory=benchmark.memory, random=lambda: drawn("memory", next(uses)), batch=stream.batch,
         steps=tuple(stream.steps(index) for index in range(stream.tasks)),
     )  # fmt: skip
-    return Learner(stream, make_strategy(strategy, config, setting), inputs, evaluate_every, mask_unseen=mask_unseen)
 
 
 def make_optimizer(benchmark: Benchmark, parameters: Sequence[torch.nn.Parameter]) -> Adam | SGD:

@@ -17,9 +17,13 @@ def costs(learner: Learner) -> dict[str, float]:
     """Of one member: trained parameters, floating-point operations of a step, bytes of all state and of the memory.
 
     Operations are those of matrix products and convolutions, forward and backward, counted in the third step. The
-    learner is used up: three steps further, with a memory that holds little yet but has its full size.
+    learner is used up: three steps further, with a memory that holds little yet but has its full size. Of one that does
+    not learn in steps, parameters only.
     """
     learner.evaluate_every = None
+    parameters = {"cost/parameters": float(learner.strategy.parameter_count)}
+    if not learner.strategy.learns_in_steps:
+        return parameters
     steps = min(task.steps for task in learner.tasks)
     for _ in range(min(_WARM_UP, steps - 1)):
         learner.advance(1)
@@ -27,7 +31,7 @@ def costs(learner: Learner) -> dict[str, float]:
         learner.learn(1)
     held = sum(tensor.nbytes for tensor in _tensors(learner.strategy.state_dict()))
     return {
-        "cost/parameters": float(learner.strategy.parameter_count),
+        **parameters,
         "cost/flops_per_step": counter.get_total_flops() / learner.members,
         "cost/state_bytes": held / learner.members,
         "cost/memory_bytes": float(learner.strategy.memory.nbytes),

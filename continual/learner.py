@@ -86,7 +86,8 @@ class Learner:
         self._log()
         if self.step == task.steps:
             if self.strategy.reviews:
-                self.strategy.review(self._first_pass(), task)
+                self._logged.append(self.strategy.review(self._first_pass(), task))
+                self._log()
             self.strategy.end_task(task)
             self._end_task()
 

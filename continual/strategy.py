@@ -62,8 +62,8 @@ class Strategy:
     trains_on: the samples of a task's steps, see `TaskStream.batches`. needs_task_labels: it works only where a
     sample's task is told. reviews: it wants to see a task's samples once more at its end. answers_with_all: in tests
     all outputs compete, also where the task is told. takes_interventions: on its network and training.
-    trains_network: the weights of the network are what it trains, nothing else makes them. Raises ValueError if it does
-    not fit.
+    trains_network: the weights of the network are what it trains, nothing else makes them. learns_in_steps: in
+    `observe`, else in `review` and there is nothing to look at before. Raises ValueError if it does not fit.
     """
 
     trains_on: Source = "task"
@@ -72,6 +72,7 @@ class Strategy:
     answers_with_all = False
     takes_interventions = True
     trains_network = True
+    learns_in_steps = True
 
     def __init__(self, setting: Setting, head_bias: bool = True, memory: int | None = 0, policy: Policy = "reservoir"):
         if self.needs_task_labels and not setting.labelled:
@@ -102,8 +103,12 @@ class Strategy:
         self.descend(loss)
         return {"loss/current": loss.detach()}
 
-    def review(self, batches: Iterable[Batch], task: Task) -> None:
-        """Called after the last batch of a task, if `reviews`: its first pass again, in that order, not augmented."""
+    def review(self, batches: Iterable[Batch], task: Task) -> Metrics:
+        """Called after the last batch of a task, if `reviews`: its first pass again, in that order, not augmented.
+
+        Returns what there is to know, [K] by name.
+        """
+        return {}
 
     def end_task(self, task: Task) -> None:
         """Called after the last batch of a task, and after `review`."""

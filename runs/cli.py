@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 
 import agents
+from continual import BASELINES as baselines
 from continual import NAMES as strategies
 from runs.errors import UsageError, nearest
 from runs.options import (
@@ -145,7 +147,7 @@ def compare(arguments: Sequence[str]) -> int:
 def list_(arguments: Sequence[str]) -> int:
     options = parse(ListOptions, arguments, "neoteny list", "neoteny list envs")
     import envs
-    from continual.catalogue import BENCHMARKS, STRATEGIES
+    from continual.catalogue import BENCHMARKS, KNOWN
     from continual.presets import PRESETS as STRATEGY_PRESETS
     from plasticity import registry
     from plasticity.problems.published import PROBLEMS
@@ -157,7 +159,7 @@ def list_(arguments: Sequence[str]) -> int:
         "presets": lambda: [
             f"{whose} {preset}" for whose, presets in (PRESETS | STRATEGY_PRESETS).items() for preset in presets
         ],
-        "strategies": lambda: list(STRATEGIES),
+        "strategies": lambda: list(KNOWN),
         "benchmarks": lambda: list(BENCHMARKS),
         "sweeps": lambda: sorted(path.stem for path in SHIPPED.glob("*.toml")),
         "problems": lambda: list(PROBLEMS),
@@ -212,7 +214,9 @@ def continual(arguments: Sequence[str]) -> int:
     """Runs `neoteny continual`."""
     if asks_for_help(arguments) and arguments[0].startswith("-"):  # of no strategy, whose module would import torch
         print(help_page([ContinualOptions], [None], "neoteny continual STRATEGY", CONTINUAL_EXAMPLE))
-        print(f"Strategies: {', '.join(strategies)}.\n`neoteny continual STRATEGY --help` shows the settings of one.")
+        theirs = [name.removeprefix("avalanche-") for name in baselines]
+        print(textwrap.fill(f"Strategies: {', '.join(strategies)}; run by Avalanche, avalanche-: {', '.join(theirs)}.", 110))
+        print("`neoteny continual STRATEGY --help` shows the settings of one.")
         raise SystemExit(0)
     from runs.continual import continual_command
 

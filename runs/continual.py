@@ -43,7 +43,7 @@ _SHOWN = ("cl/average_accuracy", "cl/forgetting", "cl/bwt", "cl/learning_accurac
 
 def continual_command(arguments: Sequence[str]) -> int:
     """Run `neoteny continual ARGUMENTS`. Returns the exit code; raises UsageError before anything is written."""
-    names = ", ".join(catalogue.STRATEGIES)
+    names = ", ".join(catalogue.KNOWN)
     if not arguments or arguments[0].startswith("-"):
         raise UsageError(f"continual needs a strategy ({names}), for example: {CONTINUAL_EXAMPLE}")
     try:
@@ -61,14 +61,14 @@ def continual_command(arguments: Sequence[str]) -> int:
 
 def prepare(strategy: str, arguments: Sequence[str]) -> tuple[ContinualConfig, ContinualOptions]:
     """Everything about a run, checked as far as it can be without the data. Raises ValueError, one sentence."""
-    if strategy not in catalogue.STRATEGIES:
-        raise UsageError(f"unknown strategy '{strategy}'.{nearest(strategy, catalogue.STRATEGIES)}")
-    _, settings = catalogue.STRATEGIES[strategy]
+    if strategy not in catalogue.KNOWN:
+        raise UsageError(f"unknown strategy '{strategy}'.{nearest(strategy, catalogue.KNOWN)}")
+    _, settings = catalogue.KNOWN[strategy]
     if asks_for_help(arguments):
         print(help_page([settings], [settings()], f"neoteny continual {strategy}", CONTINUAL_EXAMPLE))
         print("`neoteny continual --help` shows the options of a run, which go with these.")
         raise SystemExit(0)
-    others = {name: other for name, (_, other) in catalogue.STRATEGIES.items()}
+    others = {name: other for name, (_, other) in catalogue.KNOWN.items()}
     preset = presets.find(strategy, *(given_value(arguments, flag) for flag in ("--preset", "--benchmark")))
     options, chosen = parse_with_agent(
         ContinualOptions,

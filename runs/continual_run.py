@@ -20,6 +20,7 @@ import torch
 from continual import catalogue
 from continual.catalogue import Benchmark
 from continual.costs import costs
+from continual.experiences import Experiences
 from continual.learner import Learner
 from continual.presets import PRESETS
 from plasticity.problems.datasets import Images
@@ -103,22 +104,23 @@ def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
-def build(config: ContinualConfig, data: Images | None = None) -> Learner:
-    """The learner of a run, at its first step. data: its images, if they are at hand.
+def build(config: ContinualConfig, data: Images | Experiences | None = None) -> Learner:
+    """The learner of a run, at its first step. data: its images or tasks, if they are at hand.
 
     Raises ValueError, one sentence, for what does not fit together, or data that is not here.
     """
     benchmark = config.resolved()
     if data is None:
         data = catalogue.open_data(benchmark, None if config.data is None else Path(config.data))
-    _, settings = catalogue.STRATEGIES[config.strategy]
+    _, settings = catalogue.KNOWN[config.strategy]
     own = settings(**_tuples(config.strategy_config))
     learner = catalogue.open_learner(
         benchmark, config.strategy, own, config.seeds, torch.device(config.device),
         data, mask_unseen=config.mask_unseen, interventions=make(config.interventions),
     )  # fmt: skip
     shortest = min(task.steps for task in learner.tasks)
-    learner.evaluate_every = max(1, shortest // _LOOKS) if config.eval_every is None else config.eval_every
+    if learner.strategy.learns_in_steps:
+        learner.evaluate_every = max(1, shortest // _LOOKS) if config.eval_every is None else config.eval_every
     return learner
 
 

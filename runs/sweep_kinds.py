@@ -73,7 +73,7 @@ def _settings_of_training(config: RunConfig) -> dict[str, Any]:
 
 def _check_continual(strategy: str, benchmark: str) -> None:
     for word, name, known in (
-        ("strategy", strategy, catalogue.STRATEGIES),
+        ("strategy", strategy, catalogue.KNOWN),
         ("benchmark", benchmark, catalogue.BENCHMARKS),
     ):
         if name not in known:
@@ -102,7 +102,7 @@ KINDS: dict[str, SweepKind] = {
         SweepKind(
             "continual", "strategy", "benchmark", ContinualOptions, ("benchmark", "out", "name", "quiet", "json"),
             ("seeds", "seed"), "cl/average_accuracy", _check_continual,
-            lambda strategy: catalogue.STRATEGIES[strategy][1], _prepare_continual,
+            lambda strategy: catalogue.KNOWN[strategy][1], _prepare_continual,
             lambda folder: _settings_of_continual(ContinualConfig.load(folder)),
         ),
     )

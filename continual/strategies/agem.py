@@ -71,6 +71,7 @@ class AGEM(Strategy):
         metrics = {"loss/current": current.detach(), "loss/replay": replayed.detach()}
         return metrics | {"agem/projected": conflict.to(current.dtype)}
 
-    def review(self, batches: Iterable[Batch], task: Task) -> None:
+    def review(self, batches: Iterable[Batch], task: Task) -> Metrics:
         for batch in batches:
             self.memory.insert(batch)
+        return {}

@@ -89,12 +89,14 @@ class EWC(Strategy):
         value = sum((0.5 * p * d).flatten(1).sum(1) for p, d in zip(pull, distance, strict=True))
         return list(pull), torch.as_tensor(value)
 
-    def review(self, batches: Iterable[Batch], task: Task) -> None:
+    def review(self, batches: Iterable[Batch], task: Task) -> Metrics:
         total, count = [torch.zeros_like(f) for f in self.importance], 0
         for batch in batches:
             torch._foreach_add_(total, self.squared_gradients(batch.x, batch.y))
             count += 1 if self.config.fisher == "batch" else batch.y.shape[1]
-        self.consolidate(list(torch._foreach_div(total, count)))
+        fisher = list(torch._foreach_div(total, count))
+        self.consolidate(fisher)
+        return {"ewc/fisher": torch.stack([f.flatten(1).sum(1) for f in fisher]).sum(0)}
 
     def squared_gradients(self, x: Tensor, y: Tensor) -> list[Tensor]:
         """Of the cross-entropy of x [K, B, *shape], y [K, B]: summed over samples, or that of their mean."""
