@@ -215,7 +215,8 @@ def continual(arguments: Sequence[str]) -> int:
     if asks_for_help(arguments) and arguments[0].startswith("-"):  # of no strategy, whose module would import torch
         print(help_page([ContinualOptions], [None], "neoteny continual STRATEGY", CONTINUAL_EXAMPLE))
         theirs = [name.removeprefix("avalanche-") for name in baselines]
-        print(textwrap.fill(f"Strategies: {', '.join(strategies)}; run by Avalanche, avalanche-: {', '.join(theirs)}.", 110))
+        listed = f"Strategies: {', '.join(strategies)}; run by Avalanche, avalanche-: {', '.join(theirs)}."
+        print(textwrap.fill(listed, 110))
         print("`neoteny continual STRATEGY --help` shows the settings of one.")
         raise SystemExit(0)
     from runs.continual import continual_command
