@@ -12,7 +12,7 @@ PIP := $(BIN)/pip install --quiet --constraint constraints.txt --editable
 	touch $@
 
 .venv/.tests: .venv/.core
-	$(PIP) '.[dev,avalanche]'
+	$(PIP) '.[dev,avalanche,offline]'
 	touch $@
 
 demo: .venv/.core

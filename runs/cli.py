@@ -15,8 +15,11 @@ import agents
 from continual import BASELINES as baselines
 from continual import NAMES as strategies
 from runs.errors import UsageError, nearest
+from runs.offline_options import InspectOptions, OfflineOptions
 from runs.options import (
     CONTINUAL_EXAMPLE,
+    INSPECT_EXAMPLE,
+    OFFLINE_EXAMPLE,
     TRAIN_EXAMPLE,
     CompareOptions,
     ContinualOptions,
@@ -38,6 +41,9 @@ OVERVIEW = """usage: neoteny COMMAND [options]
 A continual- and reinforcement-learning laboratory.
 
   train AGENT --env ID   train an agent online, several seeds side by side
+  offline AGENT --data D train an agent on fixed data
+  collect                make a dataset: random, medium, medium-replay, expert, mixtures
+  inspect DATA           what a dataset holds
   resume RUN             continue a run that was stopped, killed or cut off
   evaluate RUN           scores of a run's newest checkpoint
   watch RUN              a video of one episode, without a display
@@ -151,11 +157,11 @@ def list_(arguments: Sequence[str]) -> int:
     from continual.presets import PRESETS as STRATEGY_PRESETS
     from plasticity import registry
     from plasticity.problems.published import PROBLEMS
-    from runs.catalogue import AGENTS, PRESETS
+    from runs.catalogue import AGENTS, OFFLINE, PRESETS
     from runs.sweep_file import SHIPPED
 
     listings: dict[str, Callable[[], list[str]]] = {
-        "agents": lambda: list(AGENTS),
+        "agents": lambda: [*AGENTS, *OFFLINE],
         "presets": lambda: [
             f"{whose} {preset}" for whose, presets in (PRESETS | STRATEGY_PRESETS).items() for preset in presets
         ],
@@ -224,6 +230,28 @@ def continual(arguments: Sequence[str]) -> int:
     return continual_command(arguments)
 
 
+def offline(arguments: Sequence[str]) -> int:
+    """Runs `neoteny offline`."""
+    if asks_for_help(arguments) and arguments[0].startswith("-"):  # of no agent, whose module would import torch
+        print(help_page([OfflineOptions], [None], "neoteny offline AGENT", OFFLINE_EXAMPLE))
+        print(f"Agents: {', '.join(agents.OFFLINE_NAMES)}; their")
+        print("hyper-parameters: `neoteny offline AGENT --help`.")
+        return 0
+    from runs.offline import offline_command
+
+    return offline_command(arguments)
+
+
+def inspect(arguments: Sequence[str]) -> int:
+    """Runs `neoteny inspect`."""
+    if asks_for_help(arguments):
+        print(help_page([InspectOptions], [None], "neoteny inspect", INSPECT_EXAMPLE))
+        return 0
+    from runs.offline import inspect_command
+
+    return inspect_command(arguments)
+
+
 def bench(arguments: Sequence[str]) -> int:
     """Runs `neoteny bench`."""
     from runs.bench import bench_command
@@ -233,6 +261,8 @@ def bench(arguments: Sequence[str]) -> int:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
+    "offline": offline,
+    "inspect": inspect,
     "resume": resume,
     "evaluate": evaluate,
     "watch": watch,

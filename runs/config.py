@@ -13,6 +13,8 @@ from runs.files import write_json
 from runs.groups import ARM, GROUP
 from runs.settings import CONFIG, made_by, read_config, read_fields
 
+OFFLINE = "offline"
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -58,6 +60,10 @@ class RunConfig:
     """of one episode when the run is done"""
     preset: str | None
     agent_config: Any
+    data: dict[str, Any] | None = None
+    """of offline runs and what goes on from them: where the transitions are, as `runs.datasets.source.DataSource`"""
+    initial: str | None = None
+    """the checkpoint of an offline run from which each seed goes on online"""
     interventions: str = "none"
     """what keeps the networks able to learn, as `plasticity.registry` reads it"""
     lr_schedule: str = "constant"
@@ -91,11 +97,21 @@ class RunConfig:
         """The environments, for a message."""
         return self.env if isinstance(self.env, str) else " -> ".join(self.env)
 
+    @property
+    def is_offline(self) -> bool:
+        """Whether a step is a gradient step on fixed data, and no environment is stepped but to evaluate."""
+        return self.data is not None and self.initial is None
+
+    @property
+    def command(self) -> str:
+        """Which command makes such a run."""
+        return OFFLINE if self.is_offline else "train"
+
     def save(self, folder: Path) -> None:
         """Write `config.json` into the run's folder."""
         values = dict(vars(self))
         agent_config = config_to_json(self.agent_config)
-        write_json(folder / CONFIG, {"command": "train", **values, "agent_config": agent_config})
+        write_json(folder / CONFIG, {"command": self.command, **values, "agent_config": agent_config})
 
     @classmethod
     def load(cls, folder: Path) -> RunConfig:
@@ -105,9 +121,12 @@ class RunConfig:
         unknown here, or no such value.
         """
         values, path = read_config(folder), folder / CONFIG
-        if (command := values.pop("command")) != "train":
+        if (command := values.pop("command")) not in ("train", OFFLINE):
             command = GROUP if command == ARM else command
-            raise ValueError(f"'{folder}' was made by `neoteny {command}`; this works on runs of `neoteny train`")
+            raise ValueError(
+                f"'{folder}' was made by `neoteny {command}`; this works on runs of `neoteny train` and "
+                f"`neoteny {OFFLINE}`"
+            )
         values, maker = read_fields(cls, values, path, agent_config=dict), made_by(values.get("environment"))
         try:
             agent_config = config_from_json(values["agent"], values["agent_config"])

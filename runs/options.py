@@ -13,6 +13,9 @@ from runs.files import parse_json
 
 FAMILIES = ("labels", "network", "next")  # of a probe's targets
 CONTINUAL_EXAMPLE = "neoteny continual uer --benchmark split-digits --seeds 5"
+OFFLINE_EXAMPLE = "neoteny offline a2pr --data lab/hopper/medium-replay-small --preset small --steps 20000"
+COLLECT_EXAMPLE = "neoteny collect --env gym/Pendulum-v1 --policy medium --size tiny --name lab/pendulum/medium-v0"
+INSPECT_EXAMPLE = "neoteny inspect lab/hopper/medium-replay-small"
 TRAIN_EXAMPLE = "neoteny train td3 --env dmc/cartpole-swingup --steps 50000"
 
 
@@ -22,6 +25,8 @@ class TrainOptions:
 
     env: tuple[str, ...]
     """environment id, see `neoteny list envs`; several: tasks learnt one after the other"""
+    from_: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """a run of `neoteny offline` that goes on online; no agent and no --env are needed then"""
     switch_every: int | None = None
     """steps of each task; a named sequence has its own"""
     switch_episodes: int | None = None

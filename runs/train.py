@@ -24,6 +24,7 @@ from runs.catalogue import AGENTS, OFFLINE, default_preset, find_agent, preset_c
 from runs.checkpoint import list_checkpoints
 from runs.config import RunConfig
 from runs.errors import UsageError
+from runs.evaluation_summary import evaluation_summary
 from runs.folders import describe_machine, new_run_folder
 from runs.keeping import advice
 from runs.lock import RunLock
@@ -38,15 +39,16 @@ from runs.session import SeedFailed, run_session
 from runs.statistics import summarise_rows
 from runs.training import build_agent
 
-_TOLD = ("eval/return", "cl/")  # of the closing summary, on a terminal
+_TOLD = ("eval/return", "eval/score", "finetune/", "cl/")  # of the closing summary, on a terminal
 
 
 def train_command(arguments: Sequence[str]) -> int:
     """Run `neoteny train ARGUMENTS`. Returns the exit code; raises UsageError before anything is written."""
-    if not arguments or arguments[0].startswith("-"):
+    begins = given_value(arguments, "--from") is not None
+    if not begins and (not arguments or arguments[0].startswith("-")):
         raise UsageError(f"train needs an agent ({', '.join(AGENTS)}), for example: {TRAIN_EXAMPLE}")
     try:
-        config, options = prepare(arguments[0], arguments[1:])
+        config, options = prepare_online(arguments) if begins else prepare(arguments[0], arguments[1:])
         folder = make_run_folder(config, options)
     except (ValueError, OpenGLMissing) as error:  # also of the rooms below, whose messages are written for users
         raise UsageError(str(error)) from error
@@ -119,7 +121,7 @@ def prepare(agent: str, arguments: Sequence[str]) -> tuple[RunConfig, TrainOptio
     try:
         preset = preset or default_preset(agent, _environment_ids(runner, options), runner.observation_spec)
         options, agent_config = parse_with_agent(TrainOptions, preset_config(agent, preset), *page, run_preset(preset))
-        config = _run_config(agent, agent_config, preset, options, env_settings, runner)
+        config = new_run_config(agent, agent_config, preset, options, env_settings, runner)
         config = finish_sequence(config, options, runner)
         try:
             require_replay_memory(config, runner)
@@ -136,6 +138,24 @@ def prepare(agent: str, arguments: Sequence[str]) -> tuple[RunConfig, TrainOptio
     return config, options
 
 
+def prepare_online(arguments: Sequence[str]) -> tuple[RunConfig, TrainOptions]:
+    """The same for a run that goes on from an offline one (`--from`); its agent may be named or not."""
+    from runs.fine_tuning import prepare_from
+
+    named = bool(arguments) and not arguments[0].startswith("-")
+    source, saved, options, runner = prepare_from(arguments[1:] if named else arguments)
+    if named and arguments[0] != source.agent:
+        raise UsageError(f"'{options.from_}' is a run of '{source.agent}', not of '{arguments[0]}'")
+    with contextlib.closing(runner):
+        settings = environment_settings(options)
+        config = new_run_config(source.agent, source.agent_config, source.preset, options, settings, runner)
+        config = dataclasses.replace(config, data=source.data, initial=str(saved.absolute()))
+        require_replay_memory(config, runner)
+        groups = choose_groups(config, options.seeds_as, runner)
+        threads = compute.resolve_threads(options.threads, len(groups), shows_images(runner))
+        return dataclasses.replace(config, seed_groups=groups, threads=threads), options
+
+
 def _environment(options: TrainOptions) -> str | tuple[str, ...]:
     (first, *others) = options.env
     return options.env if others else first
@@ -147,7 +167,7 @@ def _environment_ids(runner: Runner, options: TrainOptions) -> list[str]:
     return list(options.env) if sequence is None else [task.env_id for task in sequence.tasks]
 
 
-def _run_config(
+def new_run_config(
     agent: str,
     agent_config: Any,
     preset: str | None,
@@ -155,6 +175,7 @@ def _run_config(
     env_settings: dict[str, Any],
     runner: Runner,
 ) -> RunConfig:
+    """The settings of a run as the user gave them. Raises UsageError or ValueError for a value out of range."""
     for name in ("steps", "seeds"):
         if vars(options)[name] < 1:
             raise UsageError(f"--{name} must be at least 1, got {vars(options)[name]}")
@@ -271,7 +292,8 @@ def _plain(value: Any) -> Any:
 
 def summarise_run(folder: Path) -> dict[str, Any]:
     """The closing summary: the last value of every metric, over seeds; see `statistics.summarise_rows`."""
-    return {"run": str(folder), "metrics": summarise_rows(read_table(folder))}
+    rows = list(read_table(folder))
+    return {"run": str(folder), "metrics": summarise_rows(rows) | evaluation_summary(folder, rows)}
 
 
 def print_summary(folder: Path, state: State, quiet: bool, as_json: bool) -> None:

@@ -19,7 +19,7 @@ from agents.agent import Agent, Metrics
 from agents.diagnostics import AgentDiagnostics
 from agents.graphs import graph_updates
 from agents.population import of_seed
-from envs import Runner, Step
+from envs import Runner
 from envs.overlap import InBackground
 from envs.sequence import sequence_of, steps_of_task
 from plasticity.population import Axes, RandomStream
@@ -28,7 +28,9 @@ from runs.catalogue import find_agent
 from runs.checkpoint import SeedPart
 from runs.checkpoint_writer import CheckpointWriter
 from runs.config import RunConfig
+from runs.episodes import Episodes
 from runs.evaluation import Scores, evaluate, evaluation_environments
+from runs.fixed_data import give_data, score_rows
 from runs.keeping import plasticity_of
 from runs.randomness import spawn_streams, stream_seed
 from runs.record import Row
@@ -69,7 +71,6 @@ class Listener(Protocol):
 
 
 LAST = "last"
-Episode = tuple[int, float, float, int]
 # What agents, networks and environments raise for a state that is another one's.
 MISFITS = (ValueError, LookupError, RuntimeError, TypeError, AttributeError)
 
@@ -77,41 +78,6 @@ MISFITS = (ValueError, LookupError, RuntimeError, TypeError, AttributeError)
 def one_line(error: BaseException) -> str:
     """An error's message as the first half of a sentence; those of torch span lines."""
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
-
-
-class Episodes:
-    """The episodes that ended since the last look, kept on the device so that no step waits for it.
-
-    known: (step, return, length, task) for each seed, those fetched from the device but not drained yet.
-    """
-
-    def __init__(self, known: Sequence[Sequence[Episode]] = ((),)) -> None:
-        self.known = [list(own) for own in known]
-        self.steps: list[int] = []
-        self.ended: list[tuple[Tensor, ...]] = []
-
-    def add(self, step: Step, at: int, task: Tensor) -> None:
-        """Remember what ended in `step`, which brought the count of environment steps to `at`. task: as `task_rows`."""
-        self.steps.append(at)
-        ended = step.episode_ended.clone()
-        self.ended.append((ended, step.episode_return.clone(), step.episode_length.clone(), task.expand(ended.shape)))
-
-    def fetch(self, index: int = 0) -> list[Episode]:
-        """(step, return, length, task) of every ended episode of one seed, oldest first."""
-        if self.ended:
-            columns = (torch.stack(column).cpu() for column in zip(*self.ended, strict=True))
-            ended, *values = (column.view(len(column), len(self.known), -1) for column in columns)  # [T, S, N]
-            returns, lengths, tasks = values
-            for t, s, n in ended.nonzero().tolist():
-                episode = float(returns[t, s, n]), float(lengths[t, s, n]), int(tasks[t, s, n])
-                self.known[s].append((self.steps[t], *episode))
-            self.steps, self.ended = [], []
-        return self.known[index]
-
-    def drain(self, index: int = 0) -> list[Episode]:
-        """The same, and forget them."""
-        found, self.known[index] = self.fetch(index), []
-        return found
 
 
 def build_agent(config: RunConfig, runner: Runner, device: torch.device, streams: Mapping[str, RandomStream]) -> Agent:
@@ -132,6 +98,8 @@ def build_agent(config: RunConfig, runner: Runner, device: torch.device, streams
             f"'{config.interventions}' acts where the task changes, and {config.place} is one task: give it steps of "
             "its own, as in reset(every=20000) or injection(at=100000), or train on a sequence of tasks"
         )
+    if config.initial is not None:
+        agent.go_online(config.steps)  # type: ignore[attr-defined]
     return agent
 
 
@@ -187,6 +155,11 @@ class Training:
         self.runners = SideBySide([self._new_runner(seed) for seed in seeds], self.lead)
         self.streams = spawn_streams(self.seeds if self.lead else self.seeds[0], self.device)
         self.agent = build_agent(config, self.runners.runners[0], self.device, self.streams)
+        if config.data is not None:
+            try:
+                give_data(self.agent, config, self.seeds)
+            except ValueError as error:
+                raise CannotContinue(one_line(error)) from error
         self.tasks = Tasks(config, self.runners.runners[0])
         self.diagnostics = None if config.diagnostics_every is None else AgentDiagnostics(self.agent)
         if config.cuda_graphs:
@@ -278,7 +251,10 @@ class Training:
                 self._save(f"step_{agent.steps}")
 
     def advance(self) -> None:
-        """One action in every environment, and the gradient steps it makes due."""
+        """One action in every environment, and the gradient steps it makes due; offline, one gradient step."""
+        if self.config.is_offline:
+            self._learn()
+            return
         task = self.runners.task_rows
         with compute.small_products(self.config.num_envs):
             action = self.agent.act(self.obs, explore=True)
@@ -441,6 +417,7 @@ class Training:
         for task, scores in found.items():
             name, length = self.tasks.names[task], float(scores.lengths[index].float().mean())
             rows += [Row(now, "eval/return", means[task], seed, name), Row(now, "eval/length", length, seed, name)]
+            rows += score_rows(self.config, now, seed, means[task])
             errors = {} if scores.first_values is None else scores.first_values.errors(index)
             rows += [Row(now, what, value, seed, name) for what, value in errors.items()]
         self._tell(member, [*rows, *self.tasks.rows(now, seed, member.returns, means, counts)])

@@ -258,6 +258,13 @@ class OfflineAgent(ABC):
         parts = parts_state(self._parts(), seed, self.lead)
         return {"parts": parts, "steps": self.steps, "updates": self.updates}
 
+    def go_on_from(self, state: dict[str, Any], seed: int = 0) -> None:
+        """Take what a seed learnt offline from its state: networks, moments of optimisers, normalisation."""
+        own = {**self._networks(), "mean": self.mean, "std": self.std}
+        load_parts_state(own, state["parts"], seed, self.lead)
+        self.updates = state["updates"]
+        self._share_normalisation()
+
     def load_state_dict(self, state: dict[str, Any], seed: int = 0) -> None:
         load_parts_state(self._parts(), state["parts"], seed, self.lead)
         self.steps, self.updates, self.pending = state["steps"], state["updates"], None
