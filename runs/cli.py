@@ -15,8 +15,9 @@ import agents
 from continual import BASELINES as baselines
 from continual import NAMES as strategies
 from runs.errors import UsageError, nearest
-from runs.offline_options import InspectOptions, OfflineOptions
+from runs.offline_options import CollectOptions, InspectOptions, OfflineOptions
 from runs.options import (
+    COLLECT_EXAMPLE,
     CONTINUAL_EXAMPLE,
     INSPECT_EXAMPLE,
     OFFLINE_EXAMPLE,
@@ -42,8 +43,7 @@ A continual- and reinforcement-learning laboratory.
 
   train AGENT --env ID   train an agent online, several seeds side by side
   offline AGENT --data D train an agent on fixed data
-  collect                make a dataset: random, medium, medium-replay, expert, mixtures
-  inspect DATA           what a dataset holds
+  collect  inspect DATA  make a dataset with trained agents; say what one holds
   resume RUN             continue a run that was stopped, killed or cut off
   evaluate RUN           scores of a run's newest checkpoint
   watch RUN              a video of one episode, without a display
@@ -94,7 +94,13 @@ def evaluate(arguments: Sequence[str]) -> int:
     options = parse(EvaluateOptions, arguments, "neoteny evaluate", "neoteny evaluate results/td3-dmc-cartpole-swingup")
     from runs.play import evaluate_run
 
+    if options.fqe < 0:
+        raise UsageError(f"--fqe must not be negative, got {options.fqe}")
     scores = evaluate_run(options.run, options.episodes, options.seed, options.device)
+    if options.fqe:
+        from runs.offline_evaluation import values_without_environment
+
+        scores["metrics"] |= values_without_environment(options.run, options.fqe, options.device)
     if options.json:
         print(json.dumps(scores))
         return 0
@@ -158,6 +164,7 @@ def list_(arguments: Sequence[str]) -> int:
     from plasticity import registry
     from plasticity.problems.published import PROBLEMS
     from runs.catalogue import AGENTS, OFFLINE, PRESETS
+    from runs.datasets import minari_files
     from runs.sweep_file import SHIPPED
 
     listings: dict[str, Callable[[], list[str]]] = {
@@ -171,6 +178,7 @@ def list_(arguments: Sequence[str]) -> int:
         "problems": lambda: list(PROBLEMS),
         "interventions": registry.names,
         "envs": envs.known_ids,
+        "datasets": lambda: minari_files.local_ids(minari_files.root()),
     }
     if options.what not in (*listings, "all"):
         raise UsageError(f"cannot list '{options.what}'.{nearest(options.what, (*listings, 'all'))}")
@@ -234,19 +242,28 @@ def offline(arguments: Sequence[str]) -> int:
     """Runs `neoteny offline`."""
     if asks_for_help(arguments) and arguments[0].startswith("-"):  # of no agent, whose module would import torch
         print(help_page([OfflineOptions], [None], "neoteny offline AGENT", OFFLINE_EXAMPLE))
-        print(f"Agents: {', '.join(agents.OFFLINE_NAMES)}; their")
-        print("hyper-parameters: `neoteny offline AGENT --help`.")
-        return 0
+        print(f"Agents: {', '.join(agents.OFFLINE_NAMES)}.\n`neoteny offline AGENT --help` shows the settings of one.")
+        raise SystemExit(0)
     from runs.offline import offline_command
 
     return offline_command(arguments)
+
+
+def collect(arguments: Sequence[str]) -> int:
+    """Runs `neoteny collect`."""
+    if asks_for_help(arguments):
+        print(help_page([CollectOptions], [None], "neoteny collect", COLLECT_EXAMPLE))
+        raise SystemExit(0)
+    from runs.collect import collect_command
+
+    return collect_command(arguments)
 
 
 def inspect(arguments: Sequence[str]) -> int:
     """Runs `neoteny inspect`."""
     if asks_for_help(arguments):
         print(help_page([InspectOptions], [None], "neoteny inspect", INSPECT_EXAMPLE))
-        return 0
+        raise SystemExit(0)
     from runs.offline import inspect_command
 
     return inspect_command(arguments)
@@ -262,6 +279,7 @@ def bench(arguments: Sequence[str]) -> int:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "offline": offline,
+    "collect": collect,
     "inspect": inspect,
     "resume": resume,
     "evaluate": evaluate,

@@ -40,8 +40,9 @@ def prepare_from(arguments: Sequence[str]) -> tuple[RunConfig, Path, TrainOption
         raise UsageError(f"'{options.from_}' has no seed {missing[0]}; it has {', '.join(map(str, seeds))}")
     if options.diagnostics_every is not None:
         raise UsageError("--diagnostics-every does not know agents that began offline")
-    if len(options.env) > 1:
+    env, *further = options.env
+    if further:
         raise UsageError("--from goes on in one environment")
     checkpoint.verify(saved)
-    runner = envs.make(options.env[0], **environment_settings(options))
+    runner = envs.make(env, **environment_settings(options))
     return dataclasses.replace(source, agent_config=agent_config), saved, options, runner

@@ -97,3 +97,51 @@ class InspectOptions:
     """of dictionaries in Minari's datasets: which, in this order"""
     json: bool = False
     """print everything as one JSON object on stdout"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectOptions:
+    """Make datasets as D4RL made its own: an agent is trained, and what it did and does is written down."""
+
+    env: str | None = None
+    """environment id, see `neoteny list envs`"""
+    policy: tuple[str, ...] = ("medium",)
+    """random, medium, expert, medium-replay, full-replay, medium-expert, or a mixture: random-expert-10"""
+    name: str | None = None
+    """id of the dataset; default: lab/ENV/POLICY-SIZE-v0"""
+    size: Literal["tiny", "small", "full"] = "small"
+    """transitions of a rollout: 10 000, 100 000 or 1 000 000"""
+    transitions: int | None = None
+    """or so many"""
+    preset: str | None = None
+    """offline-small: small sets of three environments, in minutes"""
+    mix: str | None = None
+    """instead: a mixture of datasets, as ID:AMOUNT,ID:AMOUNT"""
+    unit: Literal["fraction", "transitions", "episodes"] = "fraction"
+    """of the amounts behind --mix"""
+    from_: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """a run of `neoteny train` with all its checkpoints; default: one is trained"""
+    agent: Literal["sac", "td3"] = "sac"
+    """which is trained, with --preset small"""
+    train_steps: int | None = None
+    """environment steps of that training; default: as many as a rollout of --size has"""
+    train_eval_every: int | None = None
+    """steps between its evaluations and snapshots; default: a fortieth"""
+    train_flags: str = ""
+    """further flags of `neoteny train`, as in --train-flags='--hidden 64 64'"""
+    deterministic: bool = False
+    """roll policies out without noise, unlike D4RL"""
+    d4rl: bool = False
+    """also write the dataset as D4RL-style HDF5 into its folder"""
+    num_envs: int = 10
+    """environments that are rolled out together"""
+    seed: int = 0
+    """of training, rollouts and mixtures"""
+    out: Path | None = None
+    """root of the datasets; default: Minari's"""
+    work: Path = Path("results")
+    """folder of the training runs"""
+    quiet: bool = False
+    """no progress"""
+    json: bool = False
+    """print what was made as one JSON object on stdout"""

@@ -19,6 +19,7 @@ from runs.checkpoint import Damaged
 from runs.config import RunConfig
 from runs.errors import UsageError
 from runs.evaluation import evaluate, evaluation_environments
+from runs.fixed_data import score_rows
 from runs.randomness import spawn_streams
 from runs.record import Row
 from runs.settings import made_by
@@ -82,7 +83,8 @@ def load_agent(
 def evaluate_run(folder: Path, episodes: int, seed: int, device_name: str) -> dict[str, Any]:
     """{"run", "step", "metrics": {"eval/return": …, "eval/length": …}}: mean over episodes, summarised over seeds.
 
-    Of a sequence, the mean over its tasks, and "eval/return/TASK" of each.
+    Of a sequence, the mean over its tasks, and "eval/return/TASK" of each. Of a run on fixed data, scores by
+    each of its reference pairs.
     """
     if episodes < 1:
         raise UsageError(f"--episodes must be at least 1, got {episodes}")
@@ -103,6 +105,7 @@ def evaluate_run(folder: Path, episodes: int, seed: int, device_name: str) -> di
                 if scores.errors:
                     raise UsageError(f"seed {run_seed} of '{folder}' cannot play: {scores.errors[0]}")
                 found.append(Row(0, "eval/return", float(scores.returns.mean()), run_seed, name))
+                found += score_rows(config, 0, run_seed, float(scores.returns.mean()))
                 found.append(Row(0, "eval/length", float(scores.lengths.float().mean()), run_seed, name))
         finally:
             runner.close()

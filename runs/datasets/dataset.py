@@ -200,9 +200,9 @@ def fingerprint(data: Transitions) -> str:
     """SHA-256 of everything an agent can see of the data: transitions, time limits, episodes."""
     found = hashlib.sha256(f"{list(data.rows.shape)} {data.observations} {data.actions}".encode())
     for part in data.rows.split(AT_A_TIME):
-        found.update(np.ascontiguousarray(part.numpy()))
+        found.update(np.ascontiguousarray(part.numpy()).data)
     for flags in (data.truncated, data.starts, data.whole):
-        found.update(np.ascontiguousarray(flags.numpy()))
+        found.update(np.ascontiguousarray(flags.numpy()).data)
     return found.hexdigest()
 
 

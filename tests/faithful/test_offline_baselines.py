@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from agents.offline import cql, iql, rebrac
-from agents.offline.transitions import FixedReplay
+from agents.offline.fitted_q import FittedQ, first_states
+from agents.offline.transitions import FixedReplay, Transitions
 from agents.replay import Batch
+from tests.agents.fakes import stream
 from tests.agents.offline_data import CPU, make_transitions, new_agent, streams_and_scale
 
 OBS, ACTION = torch.tensor([[1.0], [2.0]]), torch.tensor([[0.5], [-0.5]])
@@ -147,3 +149,17 @@ def test_the_best_episodes_by_return_whole_ones_only():
     agent_rows = FixedReplay(data, CPU, *streams_and_scale(2), 0.99, usable=data.rows_of_best(0.01)).draw(50)
     assert set(agent_rows.tolist()) <= set(range(10, 20))
     assert data.returns(0.5)[1] == pytest.approx(5 * (1 - 0.5**10) / 0.5)
+
+
+def test_fitted_q_evaluation_finds_the_value_of_a_policy():
+    """A chain of three states that goes on by itself: rewards 1, 1, 1, then the end; γ = 0.5."""
+    rows = torch.tensor([[s, 0.0, 1.0, s + 1, float(s == 2)] for s in (0.0, 1.0, 2.0)]).repeat(20, 1)
+    starts = torch.arange(0, 61, 3)
+    no = torch.zeros(60, dtype=torch.bool)
+    data = Transitions(rows, 1, 1, no, starts, torch.ones(20, dtype=torch.bool))
+    replay = FixedReplay(data, CPU, *streams_and_scale(1), 0.5)
+    learner = FittedQ(lambda obs: 0 * obs, replay, stream(1), (32,), 1e-2, 0.05, 32)
+    assert first_states(replay).flatten().tolist() == [0.0] * 20
+    for _ in range(400):
+        learner.update()
+    assert float(learner.initial_value()) == pytest.approx(1 + 0.5 + 0.25, abs=0.05)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from agents import OFFLINE_NAMES
 from runs.catalogue import AGENTS
 from runs.cli import COMMANDS, main
 
@@ -211,6 +212,7 @@ def test_list_names_what_train_takes(capsys):
         "symphony",
         "td3",
         "td7",
+        *OFFLINE_NAMES,
     ]
     assert main(["list"]) == 0
     assert "td3 small" in capsys.readouterr().out

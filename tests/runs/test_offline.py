@@ -75,7 +75,9 @@ def test_a_run_steps_no_environment_but_to_evaluate_and_is_told_in_scores(tmp_pa
     config = read_json(tmp_path / "run" / "config.json")
     assert config["command"] == "offline"
     assert config["data"]["rows"] == 417
-    assert main(["evaluate", str(tmp_path / "run"), "--episodes", "1"]) == 0
+    assert main(["evaluate", str(tmp_path / "run"), "--episodes", "1", "--fqe", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["metrics"]
+    assert found["value/initial_by_critics"]["seeds"] == found["value/initial_by_fitted_q"]["seeds"] == 2
     assert main(["report", str(tmp_path / "run"), "--format", "csv"]) == 0
 
 

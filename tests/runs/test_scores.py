@@ -77,3 +77,22 @@ def test_an_unknown_pair_is_refused_with_a_sentence(name: str, sentence: str):
     with pytest.raises(ValueError, match=sentence) as error:
         normalise(name, 1.0)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "score"),
+    [
+        ("hopper-medium-v2", 3000, 92.8009),
+        ("halfcheetah-medium-v2", 5000, 42.5300),
+        ("walker2d-medium-v2", 3000, 65.3144),
+        ("ant-medium-v2", 1000, 31.5221),
+        ("pen-human-v1", 1000, 30.3209),
+        ("door-human-v1", 0, 1.9241),
+        ("hammer-human-v1", 5000, 40.3616),
+        ("relocate-human-v1", 1000, 23.7348),
+        ("antmaze-large-diverse-v2", 0.42, 42),
+    ],
+)
+def test_scores_of_d4rl(name: str, value: float, score: float):
+    """specs/a2pr-and-offline-rl.md, section 14."""
+    assert 100 * float(normalise(name, value)) == pytest.approx(score, abs=5e-5)
