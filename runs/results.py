@@ -61,8 +61,12 @@ class Run:
     def place(self) -> str:
         """On what it learnt: environments, benchmark, problem or data set; empty where the settings do not say.
 
-        Environments of a backend whose numbers are not those of the others are a place of their own.
+        Environments of a backend whose numbers are not those of the others are a place of their own, and so is each
+        data set of offline runs.
         """
+        data = self.config.get("data")
+        if self.command == "offline" and isinstance(data, dict):
+            return "/".join(Path(str(data.get("path", ""))).parts[-3:])
         found = next(
             (self.config[key] for key in ("place", "env", "benchmark", "problem", "data") if self.config.get(key)), ""
         )

@@ -35,7 +35,8 @@ class ReferencePair:
 def reference_pair(name: str) -> ReferencePair:
     """The pair of an environment id (`atari/Pong`, `dmc/walker-walk`, `mujoco/Hopper-v5`) or a data set.
 
-    Data sets by D4RL's names (`hopper-medium-v2`) and Minari's (`D4RL/pen/human-v2`, `mujoco/hopper/medium-v0`).
+    Data sets by D4RL's names (`hopper-medium-v2`), Minari's (`D4RL/pen/human-v2`, `mujoco/hopper/medium-v0`) and those
+    of `neoteny collect` (`lab/hopper/medium-small-v0`).
     Raises ValueError for anything else.
     """
     suite, _, rest = name.partition("/")
@@ -60,7 +61,8 @@ def normalise(name: str, returns: ArrayLike) -> np.ndarray:
 
 def _d4rl_key(name: str) -> str | None:
     """'mujoco/HalfCheetah-v5', 'halfcheetah-medium-replay-v2', 'D4RL/antmaze/umaze-v1' -> the key in D4RL."""
-    words = name.lower().removeprefix("mujoco/").removeprefix("d4rl/").replace("/", "-").split("-")
+    name = name.lower().removeprefix("mujoco/").removeprefix("d4rl/").removeprefix("lab/")
+    words = name.replace("/", "-").split("-")
     if words[0] == "pointmaze":  # Minari's name of the same mazes
         words[0] = "maze2d"
     if words[0] == "maze2d":

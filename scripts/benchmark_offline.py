@@ -82,11 +82,8 @@ class PlainLoop:
         self.target_critics = nn.ModuleList(layers(OBSERVED + ACTIONS, critic, 1) for _ in range(2))
         self.actor_adam = torch.optim.Adam(self.actor.parameters(), 3e-4)
         self.critic_adam = torch.optim.Adam(self.critics.parameters(), 3e-4)
-        self.value, self.encoder, self.decoder = (
-            layers(OBSERVED, critic, 1),
-            layers(OBSERVED + ACTIONS, (750, 750), 4 * ACTIONS),
-            None,
-        )
+        self.value = layers(OBSERVED, critic, 1)
+        self.encoder = layers(OBSERVED + ACTIONS, (750, 750), 4 * ACTIONS)
         self.decoder = layers(OBSERVED + 2 * ACTIONS, (750, 750), ACTIONS)
         self.value_adam = torch.optim.Adam(self.value.parameters(), 3e-4)
         self.vae_adam = torch.optim.Adam([*self.encoder.parameters(), *self.decoder.parameters()], 1e-3)

@@ -168,8 +168,8 @@ class Agent(OfflineAgent):
 
     @property
     def update_variant(self) -> bool | None:
-        """All updates are alike, see `agents.graphs`, if the actor's rate stays."""
-        return True if self.config.actor_schedule == "constant" else None
+        """All updates are alike, see `agents.graphs`, if the actor's rate stays and batches are of one kind."""
+        return True if self.config.actor_schedule == "constant" and self.phases_alike else None
 
     def _set_actor_rate(self) -> None:
         """The cosine of the offline phase, for the update that is due."""

@@ -15,6 +15,7 @@ from runs.datasets.dataset import About, Dataset
 from runs.datasets.source import references_of, same_task
 from runs.files import read_json
 from runs.record import read_table
+from runs.results import read_runs
 from tests.agents.offline_data import make_transitions
 
 SMALL = ["--hidden", "8", "8", "--batch-size", "8", "--quiet", "--no-tensorboard", "--eval-episodes", "2"]
@@ -79,6 +80,7 @@ def test_a_run_steps_no_environment_but_to_evaluate_and_is_told_in_scores(tmp_pa
     found = json.loads(capsys.readouterr().out)["metrics"]
     assert found["value/initial_by_critics"]["seeds"] == found["value/initial_by_fitted_q"]["seeds"] == 2
     assert main(["report", str(tmp_path / "run"), "--format", "csv"]) == 0
+    assert read_runs([tmp_path / "run"])[0].place.endswith("/pendulum.npz")
 
 
 @pytest.mark.parametrize("agent", ["a2pr", "bc"])

@@ -47,6 +47,7 @@ def test_scores_by_hand():
         ("mujoco/Walker2d-v5", "walker2d"),
         ("hopper-medium-replay-v2", "hopper"),
         ("mujoco/hopper/medium-v0", "hopper"),
+        ("lab/hopper/medium-replay-small-v0", "hopper"),
         ("D4RL/antmaze/umaze-diverse-v1", "antmaze"),
         ("D4RL/pen/human-v2", "pen"),
         ("kitchen-complete-v0", "kitchen"),
