@@ -178,7 +178,7 @@ def list_(arguments: Sequence[str]) -> int:
         "problems": lambda: list(PROBLEMS),
         "interventions": registry.names,
         "envs": envs.known_ids,
-        "datasets": lambda: minari_files.local_ids(minari_files.root()),
+        "data": lambda: minari_files.local_ids(minari_files.root()),
     }
     if options.what not in (*listings, "all"):
         raise UsageError(f"cannot list '{options.what}'.{nearest(options.what, (*listings, 'all'))}")

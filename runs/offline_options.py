@@ -18,7 +18,7 @@ class OfflineOptions:
     env: str | None = None
     """environment that evaluates; default: what the data say"""
     rule: Literal["d4rl", "exact"] = "d4rl"
-    """of D4RL's files: as d4rl.qlearning_dataset, or with their own next observations and time-limited rows"""
+    """of D4RL files: as d4rl.qlearning_dataset, or exact: their own next observations"""
     episode_limit: int | None = None
     """of D4RL's files without timeouts: steps of an episode"""
     observation_keys: tuple[str, ...] = ()
@@ -106,7 +106,7 @@ class CollectOptions:
     env: str | None = None
     """environment id, see `neoteny list envs`"""
     policy: tuple[str, ...] = ("medium",)
-    """random, medium, expert, medium-replay, full-replay, medium-expert, or a mixture: random-expert-10"""
+    """random, medium, expert, medium-replay, full-replay, medium-expert, random-expert-10"""
     name: str | None = None
     """id of the dataset; default: lab/ENV/POLICY-SIZE-v0"""
     size: Literal["tiny", "small", "full"] = "small"

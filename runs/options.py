@@ -165,7 +165,7 @@ class EvaluateOptions:
     episodes: int = 10
     """episodes for each seed"""
     fqe: int = 0
-    """of offline runs: also judge without the environment, by so many steps of fitted-Q evaluation"""
+    """steps of fitted-Q evaluation, which judges offline runs from their data"""
     seed: int = 1_000_000
     """seed of the environments; not one that training used"""
     device: str = "auto"
@@ -423,7 +423,7 @@ class ListOptions:
     """What there is to name on the command line."""
 
     what: Annotated[str, tyro.conf.Positional] = "all"
-    """agents, presets, strategies, benchmarks, sweeps, problems, interventions, envs, datasets or all"""
+    """agents, presets, strategies, benchmarks, sweeps, problems, interventions, envs, data"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,7 +46,7 @@ class OfflineConfig:
     normalise: bool = True
     """observations by mean and standard deviation (plus 0.001) of the data"""
     reward_scale: float = 1.0
-    """rewards are scaled by this, then shifted, when they are sampled"""
+    """of rewards when they are sampled; then they are shifted"""
     reward_shift: float = 0.0
     """see there"""
 
