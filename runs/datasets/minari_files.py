@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -240,16 +241,17 @@ def write_minari(
     before = os.environ.get("MINARI_DATASETS_PATH")
     os.environ["MINARI_DATASETS_PATH"] = str(staging)
     try:
-        made_set = minari.create_dataset_from_buffers(
-            dataset_id,
-            [EpisodeBuffer(id=number, **episode) for number, episode in enumerate(episodes(data))],
-            env=env_spec,
-            observation_space=spaces[0],
-            action_space=spaces[1],
-            data_format="hdf5",
-            jpeg_encoding=False,
-            **known,
-        )
+        with warnings.catch_warnings(action="ignore"):  # of addresses and links that are not given
+            made_set = minari.create_dataset_from_buffers(
+                dataset_id,
+                [EpisodeBuffer(id=number, **episode) for number, episode in enumerate(episodes(data))],
+                env=env_spec,
+                observation_space=spaces[0],
+                action_space=spaces[1],
+                data_format="hdf5",
+                jpeg_encoding=False,
+                **known,
+            )
         made_set.storage.update_metadata({name: value for name, value in metadata.items() if name not in own})
         del made_set
         _sync_all(staging / dataset_id)

@@ -121,7 +121,7 @@ ARM = "l2-init/config.json"
 BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no arms": (edit("config.json", lambda c: c.pop("arms")), "does not list the arms"),
     "arms elsewhere": (edit("config.json", lambda c: c.update(arms=["../x"])), "does not list the arms"),
-    "another command": (edit("config.json", lambda c: c.update(command="offline")), "made by `neoteny offline`"),
+    "another command": (edit("config.json", lambda c: c.update(command="growth")), "made by `neoteny growth`"),
     "an arm gone": (lambda r: shutil.rmtree(r / "l2-init"), "l2-init' is not the folder of a run"),
     "an arm that is none": (edit(ARM, lambda c: c.update(command="train")), "not as an arm of `neoteny plasticity`"),
     "a setting lost": (edit(ARM, lambda c: c.pop("curvature")), "has no setting 'curvature'; use the Neoteny"),
