@@ -66,7 +66,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], tuple[str, ...], str]] = {
     "a list": (lambda r: (r / "config.json").write_text("[]"), ALL, "is not that of a run: it names no command"),
     "another's config": (lambda r: (r / "config.json").write_text('{"name": "x"}'), ALL, "is not that of a run"),
     "seeds that are none": (edit(lambda c: c.update(seeds=3)), ALL, "config.json"),
-    "another command": (edit(lambda c: c.update(command="offline")), PLAYED, "was made by `neoteny offline`"),
+    "another command": (edit(lambda c: c.update(command="growth")), PLAYED, "was made by `neoteny growth`"),
     "a setting of the future": (edit(lambda c: c.update(warp=9)), PLAYED, f"does not know; {MAKER}"),
     "a setting lost": (edit(lambda c: c.pop("steps")), PLAYED, f"has no setting 'steps'; {MAKER}"),
     "a word for a number": (edit(lambda c: c.update(steps="many")), PLAYED, "is damaged: steps cannot be 'many'"),
