@@ -15,12 +15,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
 import agents
+from agents.graphs import WARM_UPS, GraphedUpdates
 from agents.offline import iql
 from agents.offline.learner import FineTuning
 from agents.offline.transitions import Transitions
 from runs.catalogue import OFFLINE
 from tests.agents.fakes import make_step
 from tests.agents.offline_data import SMALL, make_transitions, new_agent
+from tests.agents.test_graphs import Recorder
 
 NAMES = agents.OFFLINE_NAMES
 ONLINE = [name for name in NAMES if issubclass(OFFLINE[name].Config, FineTuning)]
@@ -141,6 +143,25 @@ def test_losses_compile_to_whole_graphs_with_the_same_numbers(name, monkeypatch)
         found.append(agent.update())
     for key, value in found[0].items():
         torch.testing.assert_close(found[1][key], value, rtol=1e-4, atol=1e-5, msg=key)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "iql"])
+def test_replayed_updates_are_the_eager_ones(name):
+    """On the stand-in for CUDA graphs of tests/agents/test_graphs.py; IQL's rate falls, so it promises none."""
+    found = []
+    for graphed in (False, True):
+        agent, _ = trained(name, 0)
+        if graphed:
+            recorder = Recorder(agent)
+            agent._update_once = GraphedUpdates(agent, [], pytest.fail, recorder)
+        for _ in range(4 + 2 * WARM_UPS):
+            agent.update()
+        found.append(agent)
+    assert len(recorder.tapes) == (2 if hasattr(agent.config, "policy_delay") else 1)
+    eager, other = found
+    for a, b in zip(tree_leaves(eager.state_dict()["parts"]), tree_leaves(other.state_dict()["parts"]), strict=True):
+        assert not isinstance(a, Tensor) or torch.equal(a, b)
+    assert eager.updates == other.updates
 
 
 def live(agent, steps: int) -> dict:
