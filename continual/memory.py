@@ -22,7 +22,8 @@ from plasticity.population import RandomStream, copy_state_
 
 Policy = Literal["reservoir", "class-balanced", "ring"]
 POLICIES: tuple[Policy, ...] = ("reservoir", "class-balanced", "ring")
-_BLOCK = 64  # steps for which numbers are drawn at a time
+_BLOCK = 64  # steps for which is decided at a time what is replayed and where new samples go
+_AHEAD = 1024  # numbers drawn at a time, at least
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Numbers:
     def take(self, count: int) -> Tensor:
         """The next `count` uniform numbers in [0, 1) of each member, float64 [K, count]."""
         if self._block.shape[1] < count:
-            self._block = self._random.uniform(_BLOCK * count, dtype=torch.float64)
+            self._block = self._random.uniform(max(count, _AHEAD), dtype=torch.float64)
         taken, self._block = self._block[:, :count], self._block[:, count:]
         return taken
 
@@ -98,7 +99,7 @@ class Chooser(Protocol):
     """A policy. It owns counts, not samples; slot `capacity` stands for: not kept."""
 
     def slots(self, labels: Tensor, numbers: Numbers) -> Tensor:
-        """Where the samples with these labels [K, B] go, [K, B]; of two with the same slot the later one stays."""
+        """Where the samples with these labels [K, B] go, [K, B]: each to a slot of its own, or none."""
         ...
 
     def drawn(self, count: int, numbers: Numbers) -> Tensor:
@@ -116,27 +117,39 @@ class Reservoir:
     Sample number n, from 1, goes to slot n - 1 while there is room, then to a slot drawn from 0 .. n - 1, if it exists.
     """
 
-    def __init__(self, capacity: int, device: torch.device):
+    def __init__(self, capacity: int, members: int, device: torch.device):
         self.capacity, self.device, self.seen = capacity, device, 0
+        self._coming = torch.zeros(members, 0, 0, dtype=torch.int64, device=device)  # slots of the next batches
 
     def slots(self, labels: Tensor, numbers: Numbers) -> Tensor:
-        members, batch = labels.shape
-        number = torch.arange(self.seen + 1, self.seen + batch + 1, device=self.device)
+        batch = labels.shape[1]
+        if self.seen + batch <= self.capacity:
+            slots = torch.arange(self.seen, self.seen + batch, device=self.device).expand(len(labels), -1)
+        elif self.seen < self.capacity:
+            slots = self._decided(1, batch, numbers)[:, 0]
+        else:
+            if self._coming.shape[1] == 0 or self._coming.shape[2] != batch:
+                self._coming = self._decided(_BLOCK, batch, numbers)
+            slots, self._coming = self._coming[:, 0], self._coming[:, 1:]
         self.seen += batch
-        if self.seen <= self.capacity:
-            return (number - 1).expand(members, -1)
-        drawn = (numbers.take(batch) * number).long().clamp_(max=self.capacity)
-        return torch.where(number <= self.capacity, number - 1, drawn)
+        return slots
+
+    def _decided(self, steps: int, batch: int, numbers: Numbers) -> Tensor:
+        """Slots of the next batches, [K, steps, batch]."""
+        number = torch.arange(self.seen + 1, self.seen + steps * batch + 1, device=self.device).view(steps, batch)
+        uniform = numbers.take(steps * batch).unflatten(1, (steps, batch))
+        drawn = (uniform * number).long().clamp_(max=self.capacity)
+        return _last_stays(torch.where(number <= self.capacity, number - 1, drawn), self.capacity)
 
     def drawn(self, count: int, numbers: Numbers) -> Tensor:
         filled = min(self.seen, self.capacity)
         return numbers.subset(min(count, filled), filled, lasting=filled == self.capacity)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seen": self.seen}
+        return {"seen": self.seen, "coming": self._coming.clone()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.seen = state["seen"]
+        self.seen, self._coming = state["seen"], state["coming"].to(self.device)
 
 
 class ClassBalanced:
@@ -155,7 +168,8 @@ class ClassBalanced:
     def slots(self, labels: Tensor, numbers: Numbers) -> Tensor:
         drawn = numbers.take(2 * labels.shape[1])
         columns = labels.split(1, 1)
-        return torch.cat([self._slot(y, drawn[:, 2 * i : 2 * i + 2]) for i, y in enumerate(columns)], 1)
+        slots = torch.cat([self._slot(y, drawn[:, 2 * i : 2 * i + 2]) for i, y in enumerate(columns)], 1)
+        return _last_stays(slots, self.capacity)
 
     def _slot(self, label: Tensor, numbers: Tensor) -> Tensor:
         """Of one sample of each member, label [K, 1], numbers [K, 2] -> [K, 1]."""
@@ -206,7 +220,7 @@ class Ring:
         same = labels.unsqueeze(2) == labels.unsqueeze(1)  # [K, B, B]
         number = self.seen.gather(1, labels) + (same & earlier).sum(2)
         self.seen.scatter_add_(1, labels, torch.ones_like(labels))
-        return labels * self.quota + number % self.quota
+        return _last_stays(labels * self.quota + number % self.quota, self.capacity)
 
     def drawn(self, count: int, numbers: Numbers) -> Tensor:
         kept = self.seen.clamp(max=self.quota)
@@ -241,7 +255,7 @@ class Memory:
         self.capacity, self.inputs, self._numbers = capacity, inputs, Numbers(random)
         device = random.device
         self.chooser: Chooser = (
-            Reservoir(capacity, device)
+            Reservoir(capacity, members, device)
             if policy == "reservoir"
             else (ClassBalanced if policy == "class-balanced" else Ring)(capacity, members, classes, device)
         )
@@ -268,8 +282,7 @@ class Memory:
         self.inserted += batch.labels.shape[1]
         if self.capacity == 0:
             return
-        slots = self.chooser.slots(batch.labels, self._numbers)
-        rows = (_last_stays(slots, self.capacity) + self._base).flatten()
+        rows = (self.chooser.slots(batch.labels, self._numbers) + self._base).flatten()
         for name, value in offered.items():
             self._columns[name].index_copy_(0, rows, value.detach().flatten(0, 1))
 
@@ -317,6 +330,6 @@ def _later(size: int, device: torch.device) -> Tensor:
 
 
 def _last_stays(slots: Tensor, nowhere: int) -> Tensor:
-    """[K, B] with `nowhere` in place of every slot that comes again later in the row."""
-    again = ((slots.unsqueeze(2) == slots.unsqueeze(1)) & _later(slots.shape[1], slots.device)).any(2)
+    """[..., B] with `nowhere` in place of every slot that comes again later in the row."""
+    again = ((slots.unsqueeze(-1) == slots.unsqueeze(-2)) & _later(slots.shape[-1], slots.device)).any(-1)
     return torch.where(again, nowhere, slots)

@@ -17,6 +17,7 @@ from continual.networks_hypernet import Dropout, resnet32, zenkenet
 from continual.residual import basic_block
 from plasticity.intervention import Intervention
 from plasticity.networks.architectures import ARCHITECTURES, draw_
+from plasticity.networks.mlp_gradients import gradients_through
 from plasticity.networks.stacked import StackedBatchNorm, StackedLinear, stack
 
 
@@ -50,9 +51,22 @@ class Classifier(nn.Module):
 
     def outputs_of(self, *batches: Tensor) -> list[Tensor]:
         """The same for outputs [K, B_i, C]."""
+        return list(self.outputs_together(*batches).split([x.shape[1] for x in batches], 1))
+
+    def outputs_together(self, *batches: Tensor) -> Tensor:
+        """Outputs of all batches behind one another, [K, sum of B_i, C]."""
         if self.mixes_samples or len(batches) == 1:
-            return [self(x) for x in batches]
-        return list(self(torch.cat(batches, 1)).split([x.shape[1] for x in batches], 1))
+            outputs = [self._differentiable(x) for x in batches]
+            return torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0]
+        return self._differentiable(torch.cat(batches, 1))
+
+    def _differentiable(self, x: Tensor) -> Tensor:
+        """Outputs of which a loss is differentiated once: by hand for a plain perceptron, if nobody looks inside."""
+        if not torch.is_grad_enabled() or any(module._forward_hooks for module in self.modules()):
+            return self(x)
+        layers = self.features.named_children() if isinstance(self.features, nn.Sequential) else ()
+        by_hand = gradients_through((*layers, ("head", self.head)))
+        return self(x) if by_hand is None else by_hand(x)
 
 
 def strided_cnn(shape: Sequence[int], hidden: Sequence[int], outputs: int) -> nn.Sequential:

@@ -131,7 +131,11 @@ class Strategy:
         return self.network.head.weight.detach()
 
     def cross_entropy(self, outputs: Tensor, labels: Tensor, allowed: Tensor | None = None) -> Tensor:
-        """Mean over the batch, [K], of outputs [K, B, C], labels [K, B]; softmax over all outputs that compete.
+        """Mean over the batch, [K], see `cross_entropies`."""
+        return self.cross_entropies(outputs, labels, allowed).mean(1)
+
+    def cross_entropies(self, outputs: Tensor, labels: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """Of each sample, [K, B], of outputs [K, B, C], labels [K, B]; softmax over all outputs that compete.
 
         allowed: bool, broadcast to [K, B, C]; None: all. Where a sample's task is told, only its outputs compete.
         """
@@ -142,7 +146,7 @@ class Strategy:
             allowed = own if allowed is None else own & allowed
         if allowed is not None:
             outputs = outputs.masked_fill(~allowed, -torch.inf)
-        return F.cross_entropy(outputs.mT, labels, reduction="none").mean(1)
+        return F.cross_entropy(outputs.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
 
     def descend(self, loss: Tensor) -> None:
         """One step of the optimiser on the losses of the members, [K], and what interventions add to them."""

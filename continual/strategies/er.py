@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from continual.memory import Batch, Policy
 from continual.strategies.replay import check_replay
 from continual.strategy import Metrics, Setting, Strategy
@@ -48,8 +50,10 @@ class ER(Strategy):
             metrics = super().observe(batch, task)
         else:
             replay = self.memory.sample(self.config.replay_batch)
-            new, old = self.network.outputs_of(batch.x, replay.x)
-            current, replayed = self.cross_entropy(new, batch.y), self.cross_entropy(old, replay.y)
+            outputs = self.network.outputs_together(batch.x, replay.x)
+            losses = self.cross_entropies(outputs, torch.cat([batch.y, replay.y], 1))
+            new = batch.y.shape[1]
+            current, replayed = losses[:, :new].mean(1), losses[:, new:].mean(1)
             self.descend(current + self.config.replay_weight * replayed)
             metrics = {"loss/current": current.detach(), "loss/replay": replayed.detach()}
         self.memory.insert(batch)

@@ -6,11 +6,13 @@ of the time with a batch of 1, and plain SGD then never writes a weight gradient
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from plasticity.networks.stacked import StackedFlatten, StackedLayerNorm, StackedLinear
 from plasticity.problems.losses import output_gradient
@@ -22,10 +24,7 @@ class _Layer:
     bias: Tensor | None
     epsilon: float | None  # of a layer normalisation behind it, None without
     activation: str | None  # name of the ReLU behind it, None behind the head
-    weight_gradient: Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.weight_gradient = torch.empty_like(self.weight)
+    weight_gradient: Tensor | None = None  # what `gradients` writes into, once it was asked for
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,7 @@ class MLPGradients:
 
     def __init__(self, layers: Sequence[_Layer]):
         self._layers = list(layers)
+        self._parameters = [t for layer in layers for t in (layer.weight, layer.bias) if t is not None]
         self._names = [layer.activation for layer in layers if layer.activation is not None]
 
     @torch.no_grad()
@@ -73,25 +73,37 @@ class MLPGradients:
     def gradients(self, passed: Passed, targets: Tensor) -> list[Tensor]:
         """Of the members' losses, one tensor a parameter in their order. The next call writes over them."""
         found: list[Tensor] = []
-        for layer, inputs, delta in self._backward(passed, targets):
+        for layer, inputs, delta in self._backward(passed, output_gradient(passed.outputs, targets)):
+            if layer.weight_gradient is None:
+                layer.weight_gradient = torch.empty_like(layer.weight)
             torch.bmm(delta.mT, inputs, out=layer.weight_gradient)
             found = [layer.weight_gradient, *([] if layer.bias is None else [delta.sum(1)]), *found]
+        return found
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [K, B, ...] -> outputs [K, B, out], of which any loss may be differentiated, once."""
+        return _Pass.apply(self, x, *self._parameters)  # type: ignore[return-value]
+
+    def pulled_back(self, passed: Passed, gradient: Tensor) -> list[Tensor]:
+        """Of a loss with this gradient with respect to the outputs, [K, B, out]: one new tensor a parameter."""
+        found: list[Tensor] = []
+        for layer, inputs, delta in self._backward(passed, gradient):
+            found = [torch.bmm(delta.mT, inputs), *([] if layer.bias is None else [delta.sum(1)]), *found]
         return found
 
     @torch.no_grad()
     def descend(self, passed: Passed, targets: Tensor, learning_rate: float) -> None:
         """One step of plain gradient descent, in place."""
-        for layer, inputs, delta in self._backward(passed, targets):
+        for layer, inputs, delta in self._backward(passed, output_gradient(passed.outputs, targets)):
             layer.weight.baddbmm_(delta.mT, inputs, alpha=-learning_rate)
             if layer.bias is not None:
                 layer.bias.add_(delta.sum(1), alpha=-learning_rate)
 
-    def _backward(self, passed: Passed, targets: Tensor) -> Iterator[tuple[_Layer, Tensor, Tensor]]:
+    def _backward(self, passed: Passed, delta: Tensor) -> Iterator[tuple[_Layer, Tensor, Tensor]]:
         """From the last layer to the first: the layer, its inputs and the gradient of what it gives, [K, B, out].
 
-        A layer may be changed once it was handed out: its weights have been read.
+        delta: that of the outputs. A layer may be changed once it was handed out: its weights have been read.
         """
-        delta = output_gradient(passed.outputs, targets)
         for index in reversed(range(len(self._layers))):
             layer, inputs = self._layers[index], passed.inputs[index]
             before = torch.bmm(delta, layer.weight) if index else delta
@@ -109,12 +121,31 @@ def _through_layer_norm(gradient: Tensor, normalised: Tensor, deviation: Tensor)
     return gradient.sub(gradient.mean(2, keepdim=True)).addcmul_(normalised, radial, value=-1).div_(deviation)
 
 
+class _Pass(torch.autograd.Function):
+    """The network as one node of autograd's graph."""
+
+    @staticmethod
+    def forward(ctx: Any, by_hand: MLPGradients, x: Tensor, *parameters: Tensor) -> Tensor:
+        passed = by_hand.forward(x)
+        # Not the outputs, which are to lead here: the circle would keep all of it alive.
+        ctx.by_hand, ctx.passed = by_hand, replace(passed, outputs=passed.outputs.new_empty(0))
+        return passed.outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *ctx.by_hand.pulled_back(ctx.passed, gradients[0])
+
+
 def mlp_gradients(network: nn.Module) -> MLPGradients | None:
     """By hand for a stacked `nn.Sequential` of linear layers with ReLU, normalised without gain or not; else None."""
-    if not isinstance(network, nn.Sequential):
-        return None
-    children = [(name, child) for name, child in network.named_children() if not isinstance(child, StackedFlatten)]
-    layers: list[_Layer] = []
+    return gradients_through(network.named_children()) if isinstance(network, nn.Sequential) else None
+
+
+def gradients_through(layers: Iterable[tuple[str, nn.Module]]) -> MLPGradients | None:
+    """The same of stacked layers by name, one behind the other."""
+    children = [(name, child) for name, child in layers if not isinstance(child, StackedFlatten)]
+    found: list[_Layer] = []
     while children:
         _, linear = children.pop(0)
         if type(linear) is not StackedLinear or not linear.weight.requires_grad:
@@ -132,6 +163,5 @@ def mlp_gradients(network: nn.Module) -> MLPGradients | None:
                 return None
         elif epsilon is not None:
             return None
-        bias = None if linear.bias is None else linear.bias.detach()
-        layers.append(_Layer(linear.weight.detach(), bias, epsilon, activation))
-    return MLPGradients(layers) if layers and layers[-1].activation is None else None
+        found.append(_Layer(linear.weight, linear.bias, epsilon, activation))
+    return MLPGradients(found) if found and found[-1].activation is None else None

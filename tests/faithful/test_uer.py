@@ -229,12 +229,12 @@ def test_settings_that_cannot_be_are_refused(settings):
 
 
 def test_norms_of_the_newest_classes_are_the_smallest_and_forgetting_is_halved():
-    """Section 7, what is robust: on digits, five seeds, UER forgets at most half of what ER does and learns less fast;
+    """Section 7, what is robust: on digits, ten seeds, UER forgets at most half of what ER does and learns less fast;
     predicting by the cosine collapses; lengths of proxies fall in the order of learning."""
     found = {}
     for name, settings in (("uer", {}), ("er", {}), ("cosine", {"predict_logits": "cosine"}), ("naive", {})):
         strategy = "uer" if name == "cosine" else name
-        own = open_learner(resolve("split-digits"), strategy, STRATEGIES[strategy][1](**settings), range(5))
+        own = open_learner(resolve("split-digits"), strategy, STRATEGIES[strategy][1](**settings), range(10))
         while not own.done:
             own.advance(100)
         found[name] = {key: float(value.mean()) for key, value in own.summary().items()}

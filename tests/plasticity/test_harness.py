@@ -79,6 +79,11 @@ def test_gradients_by_hand_are_those_of_autograd(bias, normalise, regression):
     expected = autograd.gradients(reference, y)
     for own, other in zip(by_hand.gradients(passed, y), expected, strict=True):
         torch.testing.assert_close(own, other, rtol=1e-10, atol=1e-12)
+    outputs = by_hand(x)
+    weights = torch.randn_like(outputs)
+    theirs = torch.autograd.grad((population(x) * weights).sum(), list(population.parameters()))
+    for own, other in zip(torch.autograd.grad(outputs, list(population.parameters()), weights), theirs, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-10, atol=1e-12)
     before = [p.detach().clone() for p in population.parameters()]
     by_hand.descend(by_hand.forward(x), y, 0.1)
     for parameter, old, gradient in zip(population.parameters(), before, expected, strict=True):
