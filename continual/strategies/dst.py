@@ -259,7 +259,7 @@ class DST(Strategy):
     # A batch
 
     def observe(self, batch: Batch, task: Task) -> Metrics:
-        outputs = self.network(batch.x)
+        (outputs,) = self.network.outputs_of(batch.x)
         loss = self.cross_entropy(outputs, batch.y)
         gradients = torch.autograd.grad(loss.sum(), self.parameters)
         self.optimizer.learning_rate = self._learning_rate * self._decay(task)
