@@ -199,7 +199,7 @@ class Hypernet(Strategy):
         importance = None if self._importance is None else _picked(self._importance, tasks)
         return output_distance(then, now, _picked(self._own, tasks), importance)
 
-    def review(self, batches: Iterable[Batch], task: Task) -> None:
+    def review(self, batches: Iterable[Batch], task: Task) -> Metrics:
         """The Fisher information of W, from samples of the task and its own outputs."""
         x, y, own = *_first_samples(batches, self.config.fisher_samples), task.outputs.unsqueeze(1)
 
@@ -212,6 +212,7 @@ class Hypernet(Strategy):
         with evaluating(self.network):
             found = diagonal_fisher(log_likelihood, self.weights_of(task.index), y.shape[1])
         self.fisher.append(found + self.fisher[-1] if self.config.fisher == "online" and self.fisher else found)
+        return {}
 
     @torch.no_grad()
     def end_task(self, task: Task) -> None:
