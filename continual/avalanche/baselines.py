@@ -9,7 +9,7 @@ memory, its defaults. Works with: task, class, domain.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, ClassVar
@@ -198,16 +198,15 @@ SETTINGS: dict[str, type[Any]] = {
 
 
 class AvalancheStrategy(Strategy):
-    """A strategy of Avalanche for each member. config: one of the settings above.
+    """A strategy of Avalanche for each member. config: one of the settings above, or others of their form.
 
-    More of its plugins go along with `plugins`, a function of the member's number. Raises ValueError for what Avalanche
-    cannot do here.
+    plugins: makes those of Avalanche that a member, by number, has beside. Raises ValueError for what cannot be.
     """
 
     reviews = True
     learns_in_steps = False
 
-    def __init__(self, setting: Setting, config: Any, plugins: Any = None):
+    def __init__(self, setting: Setting, config: Any, plugins: Callable[[int], list[Any]] | None = None):
         require_avalanche()
         super().__init__(setting)
         if not isinstance(self.optimizer, SGD | Adam):

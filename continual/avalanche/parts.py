@@ -72,8 +72,8 @@ def build(
     plugins: Sequence[Any] = (),
 ) -> Any:
     """A strategy of `avalanche.training` by name. Raises ValueError for settings that it does not take."""
-    common = {"criterion": nn.CrossEntropyLoss(), "evaluator": EvaluationPlugin(), "plugins": [*plugins, Losses()]}
     with quiet():
+        common = {"criterion": nn.CrossEntropyLoss(), "evaluator": EvaluationPlugin(), "plugins": [*plugins, Losses()]}
         try:
             return getattr(training, name)(
                 model=model, optimizer=optimizer, device=next(model.parameters()).device, **common, **keywords
