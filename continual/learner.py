@@ -151,11 +151,15 @@ class Learner:
         """Predicted and true outputs [K, M] of the test samples of a task. most: of so many of them."""
         images, labels = self.stream.test(index, most)
         task = self.tasks[index]
+        # In a fixed random order: samples may come class by class, and where a batch is normalised by itself, one that
+        # is all of a class has lost what tells them apart.
+        device, count = labels.device, labels.shape[1]
+        order = torch.randperm(count, generator=torch.Generator(device).manual_seed(0), device=device)
+        found = torch.zeros_like(labels)
         with evaluating(self.strategy.network):
-            # Parts of one size, as where batches are normalised by themselves none may be of a single sample.
-            parts = images.tensor_split(-(-images.shape[1] // _TESTED), 1)
-            found = [self.choose(self.inputs.scaled(part), task) for part in parts]
-        return torch.cat(found, 1), labels
+            for part in order.tensor_split(-(-count // _TESTED)):
+                found[:, part] = self.choose(self.inputs.scaled(images[:, part]), task)
+        return found, labels
 
     def choose(self, x: Tensor, task: Task) -> Tensor:
         """The strategy's answer to inputs [K, B, *shape] of a task, which it is told only if samples say it: [K, B]."""

@@ -529,6 +529,22 @@ def test_all_outputs_may_compete():
     assert told.tasks[0].outputs.gather(1, told.answers(0)[0]).all()
 
 
+def test_every_part_of_a_test_has_all_classes(monkeypatch):
+    """A batch that is normalised by itself and has one class only loses what makes the class."""
+    found = learner(TOY, growth="none")
+    images, labels = found.stream.test(1)
+    monkeypatch.setattr("continual.learner._TESTED", 9)
+    kept = []
+    monkeypatch.setattr(found, "choose", lambda x, task: kept.append(x) or x.flatten(2).sum(2).mul(1000).long())
+    wanted = found.inputs.scaled(images).flatten(2).sum(2).mul(1000).long()
+    assert torch.equal(found.answers(1)[0], wanted)
+    assert [x.shape[1] for x in kept] == [7, 7, 6]
+    for x in kept:
+        for k in range(2):
+            places = [int((found.inputs.scaled(images[k]) == one).flatten(1).all(1).nonzero()) for one in x[k]]
+            assert set(labels[k, places].tolist()) == set(labels[k].tolist())
+
+
 @pytest.mark.parametrize("name", ["cnn-bn", "lenet5", "resnet18", "vgg-like", "mobilenetv2", "resnet18-reduced"])
 def test_every_network_of_the_study_is_trained_sparse(name):
     """Two members, two batches: layers are found, masked, moved and frozen, whatever they are."""
