@@ -146,6 +146,7 @@ class Simulations:
         self._warnings = _array(address, (num_envs, kinds, 2), np.dtype(np.int32))  # last info, count
         self._status = _array(self._library.mjb_status(handle), (num_envs,), np.dtype(np.int32))
         self._no_warnings = self._warnings.tobytes()
+        self._functions: dict[str, ctypes.c_void_p] = {}  # a look-up costs as much as the call
         self._step = self._library.mjb_step
 
     def bind(self, name: str) -> np.ndarray:
@@ -206,7 +207,9 @@ class Simulations:
         if not self.persistent:
             raise ValueError("apply needs persistent simulations")
         pointer, count = self._ids(rows)
-        address = ctypes.cast(getattr(self._library, function), Pointer)
+        if function not in self._functions:
+            self._functions[function] = ctypes.cast(getattr(self._library, function), Pointer)
+        address = self._functions[function]
         self._check(self._library.mjb_apply(self._handle, pointer, count, address, None, int(save)))
 
     def data(self, row: int) -> Data:

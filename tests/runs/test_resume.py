@@ -66,7 +66,7 @@ RUNS = {
     "dqn gym, dormant units recycled": (
         "dqn",
         "gym/CartPole-v1",
-        [*SHORT, "--update-every", "1", "--with", "redo(every=10,threshold=0.3)"],
+        [*SHORT, "--update-every", "1", "--updates-per-round", "2", "--with", "redo(every=10,threshold=0.3)"],
     ),
     "symphony mujoco, dying": (
         "symphony",
