@@ -54,9 +54,6 @@ class Agent(OfflineAgent):
         config = self.config
         return None if config.fraction == 1 else transitions.rows_of_best(config.fraction, config.discount)
 
-    def policy(self, obs: Tensor) -> Tensor:
-        return self.actor(obs)
-
     @property
     def update_variant(self) -> bool:
         """All updates are alike, see `agents.graphs`."""

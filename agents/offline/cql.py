@@ -152,9 +152,6 @@ class Agent(OfflineAgent):
         self.critic_loss = compiled_if(self.compiled, critic_loss)
         self.actor_loss = compiled_if(self.compiled, sac.actor_loss)
 
-    def policy(self, obs: Tensor) -> Tensor:
-        return self.actor(obs)
-
     def value(self, obs: Tensor) -> Tensor:
         return policy_value(self, obs)
 

@@ -155,9 +155,6 @@ class Agent(OfflineAgent):
             raise ValueError("--reward-scaling return_range needs episodes of different returns")
         return scale * 1000 / spread, shift
 
-    def policy(self, obs: Tensor) -> Tensor:
-        return self.actor(obs)
-
     def value(self, obs: Tensor) -> Tensor:
         return policy_value(self, obs)
 

@@ -75,12 +75,13 @@ class FineTuning:
 
 
 class OfflineAgent(ABC):
-    """The common part; an agent gives `name`, `policy`, `_build`, `_networks` and `_update_once`.
+    """The common part; an agent gives `name`, `actor`, `_build`, `_networks` and `_update_once`.
 
     Observations are normalised before any network sees them, actions are in [-1, 1] inside.
     """
 
     name: str
+    actor: Any  # a deterministic or stochastic policy, called for its action
 
     def __init__(
         self,
@@ -116,16 +117,16 @@ class OfflineAgent(ABC):
         """Networks and their optimisers."""
 
     @abstractmethod
-    def policy(self, obs: Tensor) -> Tensor:
-        """The action taken without exploration, normalised obs [*S, B, O] -> [*S, B, A] in [-1, 1]."""
-
-    @abstractmethod
     def _networks(self) -> dict[str, Any]:
         """Networks, optimisers and tensors of the agent by name, all that its state holds beside what is here."""
 
     @abstractmethod
     def _update_once(self) -> Metrics:
         """One gradient step of everything; counts itself in `updates`."""
+
+    def policy(self, obs: Tensor) -> Tensor:
+        """The action taken without exploration, normalised obs [*S, B, O] -> [*S, B, A] in [-1, 1]."""
+        return self.actor(obs)
 
     def read(self, transitions: Transitions, total_steps: int) -> None:
         """Learn from these from now on. total_steps: how many gradient steps there will be.

@@ -65,8 +65,7 @@ def _stacked(networks: list[nn.Module]) -> nn.Module:
     if isinstance(first, ELEMENTWISE) and not _tensors(first):
         whole = copy.deepcopy(first)
         if getattr(whole, "inplace", False):
-            # Layers before it return views, and autograd copies the whole of a view that is written to, and its
-            # gradient: 1.7 times the time of a step of three members of 256 x 256.
+            # Layers before it return views, and autograd copies a view that is written to, and its gradient.
             whole.inplace = False  # type: ignore[assignment]
         return whole
     return Vmapped(networks).train(first.training)

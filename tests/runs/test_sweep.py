@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from runs.cli import COMMANDS, main
+from runs.cli import main
 from runs.errors import UsageError
 from runs.files import read_json
 from runs.record import read_table
@@ -23,8 +23,6 @@ from runs.sweep import Job, run_jobs
 from runs.sweep_display import SweepDisplay, newest
 from runs.sweep_file import Trial, read_trials
 from runs.trial import CHECKOUT
-
-needs_resume = pytest.mark.skipif("resume" not in COMMANDS, reason="`neoteny resume` is not there yet")
 
 TINY = """
 agents = ["td3"]
@@ -390,74 +388,6 @@ def has_checkpoint(run: Path) -> bool:
     return any((run / "checkpoints").glob("step_*/manifest.json"))
 
 
-BLOBS = """
-strategies = ["dst"]
-benchmarks = ["split-blobs"]
-seeds = 2
-[options]
-preset = "small"
-density = [0.1, 0.3]
-epochs = 1
-tensorboard = false
-[benchmark.split-blobs]
-growth = {growth}
-"""
-
-
-def test_a_sweep_of_strategies(tmp_path, capsys):
-    path = write(tmp_path, BLOBS.format(growth='"none"').replace("[0.1, 0.3]", "[0.3]"))
-    out = ["--out", str(tmp_path / "out")]
-    assert main(["sweep", str(path), *out]) == 0
-    name = "dst-split-blobs-density=0.3"
-    assert f"{name}: done, cl/average_accuracy" in capsys.readouterr().err
-    run = tmp_path / "out" / "mine" / name
-    assert read_json(run / "config.json")["strategy_config"]["density"] == 0.3
-    rows = [json.loads(line) for line in (run.parent / "results.jsonl").read_text().splitlines()]
-    assert {(row["strategy"], row["benchmark"], row["growth"]) for row in rows} == {("dst", "split-blobs", "none")}
-    assert main(["sweep", str(path), *out]) == 0
-    assert "1 done" in capsys.readouterr().err
-    write(tmp_path, BLOBS.format(growth='"random"').replace("[0.1, 0.3]", "[0.3]"))
-    assert main(["sweep", str(path), *out]) == 2
-    assert f"'{run}' has growth none, '{path}' now says random; remove that folder" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (BLOBS.format(growth='["gradient", "rigl"]'), "growth=rigl: "),
-        ('strategies = ["dts"]\nbenchmarks = ["split-blobs"]', "unknown strategy 'dts'. Did you mean 'dst'"),
-        ('strategies = ["dst"]\nbenchmarks = ["split-blob"]', "unknown benchmark 'split-blob'. Did you mean"),
-        ('strategies = ["dst"]\nenvs = ["gym/Pendulum-v1"]', "unknown key 'envs'"),
-        ('strategies = ["dst"]', "it has `strategies`, but no `benchmarks`"),
-        ('[[run]]\nstrategy = "dst"', "a [[run]] needs `benchmark`, one name"),
-        ('strategies = ["dst"]\nbenchmarks = ["split-blobs"]', "'dst' needs to be told the task of each sample"),
-    ],
-)
-def test_bad_files_of_strategies(text, message, tmp_path, capsys):
-    path = write(tmp_path, text)
-    assert main(["sweep", str(path), "--out", str(tmp_path / "out")]) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
-
-
-def test_the_files_that_come_with_the_package_are_sound(capsys):
-    """Their trials parse; those of the large one need data that is not here, which only building them asks for."""
-    from runs.continual import prepare
-
-    trials = {name: read_trials(Path(name)) for name in ("dst", "dst-small")}
-    assert {name: len(found) for name, found in trials.items()} == {"dst": 96, "dst-small": 30}
-    for trial in trials["dst"][::7]:
-        config, _ = prepare(trial.who, trial.flags)
-        assert config.strategy_config["growth"] == trial.options["growth"]
-        assert config.resolved().kind == "task"
-    assert main(["sweep", "dst-small", "--dry-run"]) == 0
-    assert "30 trials, 150 seeds" in capsys.readouterr().err
-    assert main(["list", "sweeps"]) == 0
-    assert capsys.readouterr().out.split() == ["dst", "dst-small"]
-
-
-@needs_resume
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks up processes in /proc")
 def test_a_killed_trial_is_resumed_and_a_stopped_sweep_goes_on(tmp_path):
     path = write(tmp_path, TINY.format(steps=3_000).replace("[0.9, 0.99]", "[0.9]"))
@@ -487,7 +417,6 @@ def test_a_killed_trial_is_resumed_and_a_stopped_sweep_goes_on(tmp_path):
     assert ends == list(range(200, 3_001, 200))  # no row lost, none doubled
 
 
-@needs_resume
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra `sweep` (ray)")
