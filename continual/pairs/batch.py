@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class PairBatch(NamedTuple):
-    """images: uint8 [B, 3, S, S]. tokens: int64 [B, T], 0 padding, 1 unknown word, words from 2. concepts: int64 [B]."""
+    """images: uint8 [B, 3, S, S]. tokens: int64 [B, T], 0 padding, 1 unknown, words from 2. concepts: int64 [B]."""
 
     images: Tensor
     tokens: Tensor
