@@ -50,6 +50,7 @@ A continual- and reinforcement-learning laboratory.
   report RUN [RUN ...]   learning curves with intervals as one HTML page and a PNG
   compare A B [...]      which run is better, by how much, how sure
   continual STRATEGY     learn the tasks of a benchmark one after another
+  data fetch NAME        image-caption pairs from the npm registry: emoji, icons
   plasticity             what interventions do to the ability to learn, side by side
   probe RUN              what a checkpoint can still learn, compared with a fresh network
   sweep FILE             train every combination that a file lists
@@ -269,6 +270,13 @@ def inspect(arguments: Sequence[str]) -> int:
     return inspect_command(arguments)
 
 
+def data(arguments: Sequence[str]) -> int:
+    """Runs `neoteny data`."""
+    from runs.data import data_command
+
+    return data_command(arguments)
+
+
 def bench(arguments: Sequence[str]) -> int:
     """Runs `neoteny bench`."""
     from runs.bench import bench_command
@@ -287,6 +295,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "report": report,
     "compare": compare,
     "continual": continual,
+    "data": data,
     "plasticity": plasticity,
     "probe": probe,
     "sweep": sweep,
