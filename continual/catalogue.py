@@ -31,6 +31,7 @@ from continual.strategies import (
     hypernet,
     joint,
     lwf,
+    mixture_growth,
     naive,
     packnet,
     si,
@@ -64,6 +65,7 @@ STRATEGIES: dict[str, tuple[type[Strategy], type[Any]]] = {
     "dst": (dst.DST, dst.Config),
     "hypernet": (hypernet.Hypernet, hypernet.Config),
     "chunked_hypernet": (chunked_hypernet.ChunkedHypernet, chunked_hypernet.Config),
+    "mixture_growth": (mixture_growth.MixtureGrowth, mixture_growth.Config),
 }
 
 # Those of Avalanche, run by it on our streams.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from continual.networks_dst import cnn_bn, lenet5, mlp_bn, mobilenet_v2, resnet18, vgg_like
+from continual.networks_growth import wrn10, wrn28
 from continual.networks_hypernet import Dropout, resnet32, zenkenet
 from continual.residual import basic_block
 from plasticity.intervention import Intervention
@@ -111,6 +112,8 @@ NETWORKS: dict[str, Builder] = {
     "mobilenetv2": mobilenet_v2,
     "resnet32": resnet32,
     "zenkenet": zenkenet,
+    "wrn10": wrn10,
+    "wrn28": wrn28,
 }
 
 

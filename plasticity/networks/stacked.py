@@ -94,13 +94,18 @@ class StackedLinear(nn.Module):
         self.bias = _parameter([layer.bias for layer in layers])
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x if x.dim() == 3 else x.reshape(x.shape[0], -1, x.shape[-1])
-        # W xᵀ, not x Wᵀ: its gradient then has the layout of W, and adding the one to the other takes half the time.
-        if self.bias is None:
-            y = torch.bmm(self.weight, rows.mT).mT
-        else:
-            y = torch.baddbmm(self.bias.unsqueeze(2), self.weight, rows.mT).mT
-        return y if x.dim() == 3 else y.reshape(*x.shape[:-1], y.shape[-1])
+        return linear(x, self.weight, self.bias)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """K linear maps: x [K, B, ..., in], weight [K, out, in], bias [K, out] -> [K, B, ..., out]."""
+    rows = x if x.dim() == 3 else x.reshape(x.shape[0], -1, x.shape[-1])
+    # W xᵀ, not x Wᵀ: its gradient then has the layout of W, and adding the one to the other takes half the time.
+    if bias is None:
+        y = torch.bmm(weight, rows.mT).mT
+    else:
+        y = torch.baddbmm(bias.unsqueeze(2), weight, rows.mT).mT
+    return y if x.dim() == 3 else y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 class StackedConv2d(nn.Module):
@@ -113,27 +118,28 @@ class StackedConv2d(nn.Module):
             raise ValueError("a stacked convolution needs zeros as padding, given as numbers")
         self.weight = cast(nn.Parameter, _parameter([layer.weight for layer in layers]))
         self.bias = _parameter([layer.bias for layer in layers])
-        self.stride, self.padding, self.dilation, self.groups = (
-            first.stride,
-            first.padding,
-            first.dilation,
-            first.groups,
-        )
+        self.stride, self.padding = first.stride, cast(tuple[int, int], first.padding)
+        self.dilation, self.groups = first.dilation, first.groups
 
     def forward(self, x: Tensor) -> Tensor:
-        members, batch = x.shape[:2]
-        images = x.transpose(0, 1).reshape(batch, -1, *x.shape[3:])
-        bias = None if self.bias is None else self.bias.flatten()
-        y = F.conv2d(
-            images,
-            self.weight.flatten(0, 1),
-            bias,
-            self.stride,
-            cast(tuple[int, int], self.padding),
-            self.dilation,
-            self.groups * members,
-        )
-        return y.view(batch, members, -1, *y.shape[2:]).transpose(0, 1)
+        return convolve(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+def convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, ...] = (1, 1),
+    padding: tuple[int, ...] = (0, 0),
+    dilation: tuple[int, ...] = (1, 1),
+    groups: int = 1,
+) -> Tensor:
+    """K convolutions as one grouped one: x [K, B, I, H, W], weight [K, O, I, h, w], bias [K, O] -> [K, B, O, ...]."""
+    members, batch = x.shape[:2]
+    images = x.transpose(0, 1).reshape(batch, -1, *x.shape[3:])
+    bias = None if bias is None else bias.flatten()
+    y = F.conv2d(images, weight.flatten(0, 1), bias, stride, padding, dilation, groups * members)
+    return y.view(batch, members, -1, *y.shape[2:]).transpose(0, 1)
 
 
 class StackedLayerNorm(nn.Module):

@@ -72,6 +72,7 @@ FLAGS = {
     "uer": TOY,
     "dst": [*TOY, "--preset", "small", "--epochs", "2", "--policy", "free-capacity-density"],
     "hypernet": [*TOY, "--chunk", "600"],
+    "mixture_growth": TOY,
 }
 
 
@@ -87,7 +88,8 @@ def stopped(command: list[str], folder: Path, looks: int, monkeypatch) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("strategy", "looks"), [("uer", 0), ("uer", 1), ("uer", 5), ("uer", 6), ("dst", 5), ("dst", 6), ("hypernet", 5)]
+    ("strategy", "looks"),
+    [("uer", 0), ("uer", 1), ("uer", 5), ("uer", 6), ("dst", 5), ("dst", 6), ("hypernet", 5), ("mixture_growth", 8)],
 )
 def test_stopped_anywhere_and_resumed_it_is_the_same_run(strategy, looks, tmp_path, monkeypatch):
     """Before the first step, in the midst of the first and the second task, and at a task's end (8 = 3 + 3 + 2)."""
