@@ -24,7 +24,7 @@ from plasticity.problems.published import Problem
 # One stream of random numbers for each purpose; new ones go to the end, so that old runs keep their numbers.
 PURPOSES = (
     "initialisation", "examples", "content", "order", "intervention", "probe",
-    "class_order", "memory", "augmentation",
+    "class_order", "memory", "augmentation", "growth",
 )  # fmt: skip
 _GAUSSIAN_PIXELS = 64
 
