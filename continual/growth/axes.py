@@ -134,8 +134,8 @@ def linear_draw(generator: torch.Generator, inputs: int) -> Draw:
 
 
 def rounded(size: int, factor: float, multiple: int = 8) -> int:
-    """`size` times a factor, as the next multiple that is larger than it was."""
-    return max(round(size * factor / multiple) * multiple, size // multiple * multiple + multiple)
+    """`size` times a factor, to the nearest multiple, but larger than it was."""
+    return max(math.floor(size * factor / multiple + 0.5), size // multiple + 1) * multiple
 
 
 def _kept(old: int, new: int) -> Tensor:
