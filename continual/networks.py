@@ -12,6 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from continual.growth.transformers import vit
 from continual.networks_dst import cnn_bn, lenet5, mlp_bn, mobilenet_v2, resnet18, vgg_like
 from continual.networks_growth import wrn10, wrn28
 from continual.networks_hypernet import Dropout, resnet32, zenkenet
@@ -114,6 +115,7 @@ NETWORKS: dict[str, Builder] = {
     "zenkenet": zenkenet,
     "wrn10": wrn10,
     "wrn28": wrn28,
+    "vit": vit,
 }
 
 

@@ -67,8 +67,8 @@ def draw_(network: nn.Module, law: Law, generator: torch.Generator) -> nn.Module
     """Draw all weights anew, in the order of `network.modules()`. Returns the network.
 
     "kaiming": weights uniform in ± √(6 / fan_in) (He et al. 2015), in ± √(3 / fan_in) in the last layer, biases 0.
-    "torch": weights and biases uniform in ± 1 / √fan_in, PyTorch's own law. Normalisations begin as the identity.
-    Raises ValueError for a parameter of another kind of layer.
+    "torch": weights and biases uniform in ± 1 / √fan_in, PyTorch's own law. Normalisations begin as the identity, and a
+    layer of one's own draws its parameters in `draw_own_`. Raises ValueError for a parameter of another kind of layer.
     """
     layers = [module for module in network.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     for module in network.modules():
@@ -81,6 +81,8 @@ def draw_(network: nn.Module, law: Law, generator: torch.Generator) -> nn.Module
                 module.bias.uniform_(-bound, bound, generator=generator)
         elif is_normaliser(module) and hasattr(module, "reset_parameters"):
             cast(nn.LayerNorm, module).reset_parameters()  # constants: nothing is drawn
+        elif (draw_own_ := getattr(module, "draw_own_", None)) is not None:
+            draw_own_(generator)
         elif next(module.parameters(recurse=False), None) is not None:
             raise ValueError(f"no law of initialisation is known for the parameters of {type(module).__name__}")
     return network
