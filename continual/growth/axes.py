@@ -106,21 +106,37 @@ def grown(name: str, old: Tensor, axes: Sequence[Axis | None], draw: Draw) -> tu
         torch.arange(n, device=old.device) if axis is None else axis.places.to(old.device)
         for n, axis in zip(old.shape, axes, strict=True)
     )
-    slots = Slots(name, places, tuple(old.shape))
-    new = slots.gather(old)
-    shape, fresh = tuple(new.shape), torch.ones_like(new)
+    new = old
     for position, axis in enumerate(axes):
-        if axis is None:
-            continue
-        along = [-1 if p == position else 1 for p in range(len(shape))]
-        fresh = fresh * axis.drawn.to(old.device, old.dtype).view(along)
-        if bool((axis.scale != 1).any()):
-            new = new * axis.scale.to(old.device, old.dtype).view(along)
-    inherited = slots.inherited
-    if bool(inherited.all()):
-        return new, slots
-    drawn = draw(shape).to(old.device, old.dtype) * fresh if bool(fresh[~inherited].any()) else torch.zeros_like(new)
-    return torch.where(inherited, new, drawn), slots
+        if axis is not None:
+            new = new.index_select(position, places[position].clamp_min(0))
+            if bool((axis.scale != 1).any()):
+                new = new * _along(axis.scale, position, new)
+    for position, axis in enumerate(axes):
+        if axis is not None and bool((axis.places < 0).any()):
+            _begin_(new, axes, position, draw)
+    return new, Slots(name, places, tuple(old.shape))
+
+
+def _begin_(new: Tensor, axes: Sequence[Axis | None], position: int, draw: Draw) -> None:
+    """Give the new places of one axis what they begin with, in place."""
+    axis = axes[position]
+    assert axis is not None
+    rows = (axis.places < 0).nonzero().squeeze(1)
+    shape = tuple(len(rows) if p == position else n for p, n in enumerate(new.shape))
+    begun = torch.zeros(shape, device=new.device, dtype=new.dtype)
+    if bool(axis.drawn[rows].any()):
+        begun += draw(shape).to(begun)
+        begun *= _along(axis.drawn[rows], position, begun)
+        for p, other in enumerate(axes):
+            if other is not None and p != position:
+                begun *= _along(torch.where(other.places < 0, other.drawn, 1.0), p, begun)
+    new.index_copy_(position, rows.to(new.device), begun)
+
+
+def _along(factors: Tensor, position: int, tensor: Tensor) -> Tensor:
+    """Of one axis of a tensor, to be multiplied with it."""
+    return factors.to(tensor).view([-1 if p == position else 1 for p in range(tensor.dim())])
 
 
 def linear_draw(generator: torch.Generator, inputs: int) -> Draw:
