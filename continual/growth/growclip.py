@@ -265,8 +265,7 @@ class GrowClip:
         seeds = tuple(self._random("growth", step, 2, repeat).initial_seed() for repeat in range(config.repeats))
         proxy = Proxy(steps=config.proxy_steps, seeds=seeds, cost=config.cost, optimisation=config)
         trials = self.engine(candidates, partial(self._grown, step), arrival, proxy)
-        tried = zip(candidates, trials, strict=True)
-        self.flops += sum(trial.pairs * move.genome.flops for move, trial in tried)
+        self.flops += sum(trial.flops for trial in trials)
         return trials
 
     def _grown(self, step: int, move: Move[Genome]) -> tuple[DualEncoder, SlotMap]:

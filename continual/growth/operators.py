@@ -95,7 +95,11 @@ def grow(model: DualEncoder, genome: Genome, generator: torch.Generator, operato
     for step in _steps(model.genome, genome, generator, operators):
         grown_model, more = step(grown_model)
         slots = more if slots is None else slots.then(more)
-    return (grown_model, slots) if slots is not None else _rebuilt(model, model.genome, lambda name, axis: None, None)
+    if slots is None:
+        grown_model, slots = _rebuilt(model, model.genome, lambda name, axis: None, None)
+    if grown_model.genome != genome:
+        raise ValueError(f"the epsilon of norms would be {grown_model.genome.epsilon}, the genome has {genome.epsilon}")
+    return grown_model, slots
 
 
 def _growing(genome: Genome) -> dict[str, object]:

@@ -48,14 +48,14 @@ class Proxy:
 
 @dataclass(frozen=True)
 class Trial:
-    """What trying a candidate told. losses: one for each repetition. cost: of a step. pairs: it was trained on.
+    """What trying a candidate told. losses: one for each repetition. cost: of a step. flops: of training it.
 
     model: as the first repetition left it, from which training may go on.
     """
 
     losses: tuple[float, ...]
     cost: float
-    pairs: int = 0
+    flops: float = 0.0
     model: DualEncoder | None = None
 
 
@@ -101,7 +101,7 @@ def _try(
         seconds.append((time.perf_counter() - began) / proxy.steps)
         kept = kept or model
     cost = model_cost(move.genome, proxy, min(seconds))
-    return Trial(tuple(losses), cost, pairs, kept)
+    return Trial(tuple(losses), cost, pairs * move.genome.flops, kept)
 
 
 def model_cost(genome: Genome, proxy: Proxy, seconds: float) -> float:

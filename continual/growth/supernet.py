@@ -21,7 +21,7 @@ from continual.growth.inheriting import Averages
 from continual.growth.operators import axes_of, tower_of
 from continual.growth.protocol import Arrival, Move
 from continual.growth.search import GrownModel, Proxy, Trial, model_cost, validation_loss
-from continual.growth.training import Training
+from continual.growth.training import Training, loss_of
 from continual.pairs.batch import PairBatch
 
 _DECAY = 0.99  # of the averages that candidates are judged by
@@ -34,21 +34,21 @@ def supernet(candidates: Sequence[Move[Genome]], grown: GrownModel, arrival: Arr
     validation, steps = arrival.validation(), max(1, proxy.steps * len(candidates) // 2)
     losses: list[list[float]] = [[] for _ in candidates]
     first: Averages | None = None
-    cost, pairs = 0.0, 0
+    cost, flops = 0.0, 0.0
     for seed in proxy.seeds:
         model, _ = grown(Move("supernet", whole))
         began = time.perf_counter()
-        averages, seen = _train(model, candidates, arrival, proxy, seed, steps)
+        averages, spent = _train(model, candidates, arrival, proxy, seed, steps)
         for found, move in zip(losses, candidates, strict=True):
             found.append(validation_loss(part_of(averages.values(), whole, move.genome), validation))
-        cost, pairs = (time.perf_counter() - began) / steps, pairs + seen
+        cost, flops = (time.perf_counter() - began) / steps, flops + spent
         first = first or averages
     assert first is not None  # there is a seed
     return [
         Trial(
             tuple(found),
             model_cost(move.genome, proxy, cost * move.genome.flops / whole.flops),
-            pairs // len(candidates),
+            flops / len(candidates),
             part_of(first.values(), whole, move.genome),
         )
         for found, move in zip(losses, candidates, strict=True)
@@ -57,19 +57,18 @@ def supernet(candidates: Sequence[Move[Genome]], grown: GrownModel, arrival: Arr
 
 def _train(
     model: DualEncoder, candidates: Sequence[Move[Genome]], arrival: Arrival, proxy: Proxy, seed: int, steps: int
-) -> tuple[Averages, int]:
-    """One candidate a step, drawn from all, and every fourth time the whole. Returns averages and pairs seen."""
-    training, averages, pairs = Training(model, proxy.optimisation, steps), Averages(model, [_DECAY]), 0
+) -> tuple[Averages, float]:
+    """One candidate a step, drawn from all, and every fourth time the whole. Returns averages and FLOPs."""
+    training, averages, flops = Training(model, proxy.optimisation, steps), Averages(model, [_DECAY]), 0.0
     shells = [DualEncoder(move.genome, None) for move in candidates]
     drawn = torch.randint(len(shells), (steps,), generator=torch.Generator().manual_seed(seed)).tolist()
     for step, batch in enumerate(arrival.proxy_batches(seed, steps)):
-        if step % _WHOLE_EVERY == _WHOLE_EVERY - 1:
-            training.learn(batch)
-        else:
-            training.descend(part_loss(model, shells[drawn[step]], batch))
+        whole = step % _WHOLE_EVERY == _WHOLE_EVERY - 1
+        trained = model if whole else shells[drawn[step]]
+        training.descend(loss_of(model, batch) if whole else part_loss(model, trained, batch))
         averages.update()
-        pairs += len(batch.images)
-    return averages, pairs
+        flops += trained.genome.flops * len(batch.images)
+    return averages, flops
 
 
 def part_loss(model: DualEncoder, shell: DualEncoder, batch: PairBatch) -> Tensor:

@@ -308,6 +308,8 @@ def test_what_cannot_be_grown_is_refused():
         grow(model, GENOME.grown(width=32), random(), Operators(width="pad"))
     with pytest.raises(ValueError, match="another genome|not of the genome"):
         DualEncoder(GENOME.grown(ffn=8), None).take(dict(model.named_parameters()))
+    with pytest.raises(ValueError, match="epsilon of norms would be 5e-06"):
+        grow(encoder(GENOME.grown(norm="rmsnorm")), GENOME.grown(norm="rmsnorm", width=32), random())
     same, slots = grow(model, GENOME, random())
     assert all(found.whole for found in slots.values())
     assert_same(model, same, 1e-12)

@@ -142,6 +142,9 @@ def test_trying_candidates_leaves_everything_as_it_was(name):
     )
     assert [t.losses for t in found[0]] == [t.losses for t in found[1]]
     assert len({t.losses for t in found[0]}) > 1
+    flops = sum(t.flops for t in found[0])
+    steps = 2 * (2 * len(candidates) if name == "independent" else len(candidates))
+    assert GENOME.flops < flops / (steps * 8) < 2 * max(m.genome.flops for m in candidates)
     assert all(len(t.losses) == 2 and t.model.genome == m.genome for t, m in zip(found[0], candidates, strict=True))
 
 
@@ -191,7 +194,7 @@ def test_a_part_of_a_supernet_is_the_candidate():
         for a, b in zip(part(*given[:2]), masked(*given[:2]), strict=True):
             torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
     loss = part_loss(large, DualEncoder(moves[2].genome, None), given)
-    assert float(loss) == pytest.approx(float(loss_of(part, given)))
+    assert loss.item() == pytest.approx(loss_of(part, given).item())
     assert set(sliced(values(large), whole, GENOME)) == set(values(model))
     with pytest.raises(ValueError, match="differ in depth"):
         union([GENOME, GENOME.grown(width=32)])
