@@ -4,10 +4,10 @@ Here belong streams of tasks, the learner that owns the loop and the accuracy ma
 field, and the bridge to Avalanche. This room may import `plasticity`; it never imports `agents`.
 """
 
-# The strategies of `continual.catalogue`, here so that a page of help need not import torch.
+# The strategies of `continual.catalogue`, and GrowCLIP, here so that a page of help need not import torch.
 NAMES = (
     "naive", "joint", "cumulative", "er", "er_ace", "der", "derpp", "uer", "ewc", "si", "lwf", "agem", "packnet", "dst",
-    "hypernet", "chunked_hypernet", "mixture_growth",
+    "hypernet", "chunked_hypernet", "mixture_growth", "growclip",
 )  # fmt: skip
 # Those of Avalanche, `continual.avalanche.baselines.SETTINGS`.
 BASELINES = (

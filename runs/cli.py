@@ -24,6 +24,7 @@ from runs.options import (
     TRAIN_EXAMPLE,
     CompareOptions,
     ContinualOptions,
+    DataOptions,
     DoctorOptions,
     EvaluateOptions,
     ListOptions,
@@ -161,20 +162,21 @@ def list_(arguments: Sequence[str]) -> int:
     options = parse(ListOptions, arguments, "neoteny list", "neoteny list envs")
     import envs
     from continual.catalogue import BENCHMARKS, KNOWN
+    from continual.pairs.benchmarks import COLLECTIONS
     from continual.presets import PRESETS as STRATEGY_PRESETS
     from plasticity import registry
     from plasticity.problems.published import PROBLEMS
     from runs.catalogue import AGENTS, OFFLINE, PRESETS
     from runs.datasets import minari_files
+    from runs.growth_options import PRESETS as GROWTH_PRESETS
     from runs.sweep_file import SHIPPED
 
+    known_presets = {**PRESETS, **STRATEGY_PRESETS, "growclip": GROWTH_PRESETS}
     listings: dict[str, Callable[[], list[str]]] = {
         "agents": lambda: [*AGENTS, *OFFLINE],
-        "presets": lambda: [
-            f"{whose} {preset}" for whose, presets in (PRESETS | STRATEGY_PRESETS).items() for preset in presets
-        ],
-        "strategies": lambda: list(KNOWN),
-        "benchmarks": lambda: list(BENCHMARKS),
+        "presets": lambda: [f"{whose} {preset}" for whose, presets in (known_presets).items() for preset in presets],
+        "strategies": lambda: [*KNOWN, "growclip"],
+        "benchmarks": lambda: [*BENCHMARKS, *COLLECTIONS],
         "sweeps": lambda: sorted(path.stem for path in SHIPPED.glob("*.toml")),
         "problems": lambda: list(PROBLEMS),
         "interventions": registry.names,
@@ -272,9 +274,10 @@ def inspect(arguments: Sequence[str]) -> int:
 
 def data(arguments: Sequence[str]) -> int:
     """Runs `neoteny data`."""
+    options = parse(DataOptions, arguments, "neoteny data", "neoteny data fetch emoji")
     from runs.data import data_command
 
-    return data_command(arguments)
+    return data_command(options)
 
 
 def bench(arguments: Sequence[str]) -> int:

@@ -8,15 +8,19 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from continual import catalogue, presets
-from runs import compute
+from runs import compute, growth_run
 from runs.checkpoint import list_checkpoints
 from runs.continual_run import ContinualConfig, build, resolve_benchmark, train
 from runs.errors import UsageError, nearest
 from runs.folders import describe_machine, new_run_folder
+from runs.growth import prepare_growth
+from runs.growth_options import GROWCLIP, GrowthOptions
+from runs.growth_run import GrowthConfig
 from runs.lock import RunLock
 from runs.options import CONTINUAL_EXAMPLE, ContinualOptions, ResumeOptions
 from runs.parsing import asks_for_help, given_value, help_page, parse_with_agent
@@ -24,6 +28,7 @@ from runs.progress import Progress
 from runs.record import State, read_status, read_table, write_status
 from runs.recovery import differences, other_threads, require_device, warn_of
 from runs.session import EXPECTED_FAILURES, explain
+from runs.settings import read_config
 from runs.statistics import final_values, summarise
 from runs.stopping import stop_on_signals
 
@@ -38,31 +43,62 @@ _OVERRIDES = {
         )
     },
 }  # fmt: skip
-_SHOWN = ("cl/average_accuracy", "cl/forgetting", "cl/bwt", "cl/learning_accuracy", "cl/average_anytime_accuracy")
+_SHOWN = (
+    "cl/average_accuracy", "cl/forgetting", "cl/bwt", "cl/learning_accuracy", "cl/average_anytime_accuracy",
+    "retrieval/text_to_image_r1", "retrieval/image_to_text_r1", "retrieval/chance_r1", "zero_shot/accuracy",
+    "zero_shot/chance", "growth/parameters",
+)  # fmt: skip
 
 
 def continual_command(arguments: Sequence[str]) -> int:
     """Run `neoteny continual ARGUMENTS`. Returns the exit code; raises UsageError before anything is written."""
-    names = ", ".join(catalogue.KNOWN)
+    names = ", ".join([*catalogue.KNOWN, GROWCLIP])
     if not arguments or arguments[0].startswith("-"):
         raise UsageError(f"continual needs a strategy ({names}), for example: {CONTINUAL_EXAMPLE}")
     try:
         config, options = prepare(arguments[0], arguments[1:])
-        learner = build(config)
+        found = opened(config)
     except ValueError as error:  # also of the rooms below, whose messages are written for users
         raise UsageError(str(error)) from error
-    stem = f"{config.strategy}-{config.benchmark}"
-    folder = new_run_folder(options.out, options.name, stem, lambda made: config.save(made, learner))
+    stem = f"{config.strategy}-{Path(config.benchmark).stem}"
+    folder = new_run_folder(options.out, options.name, stem, found.save)
     if not options.quiet:
         print(f"{folder}: {config.strategy} on {config.benchmark}, {len(config.seeds)} seeds", file=sys.stderr)
     with RunLock(folder):
-        return _run(config, folder, learner.total_steps, options.quiet, options.json)
+        return _run(config, found, folder, options.quiet, options.json)
 
 
-def prepare(strategy: str, arguments: Sequence[str]) -> tuple[ContinualConfig, ContinualOptions]:
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A run that can start. save: its settings into a folder. train: as `runs.continual_run.train`, but the config."""
+
+    total_steps: int
+    save: Callable[[Path], None]
+    train: Callable[..., State]
+
+
+def opened(config: ContinualConfig | GrowthConfig) -> Opened:
+    """What a config describes, with its data. Raises ValueError, one sentence, for what does not fit together."""
+    if isinstance(config, GrowthConfig):
+        grower = growth_run.build(config)
+        return Opened(grower.total_steps, partial(config.save, learner=grower), partial(growth_run.train, config))
+    learner = build(config)
+    return Opened(learner.total_steps, partial(config.save, learner=learner), partial(train, config))
+
+
+def prepare(
+    strategy: str, arguments: Sequence[str]
+) -> tuple[ContinualConfig | GrowthConfig, ContinualOptions | GrowthOptions]:
     """Everything about a run, checked as far as it can be without the data. Raises ValueError, one sentence."""
+    if strategy == GROWCLIP:
+        return prepare_growth(arguments)
+    return prepare_labels(strategy, arguments)
+
+
+def prepare_labels(strategy: str, arguments: Sequence[str]) -> tuple[ContinualConfig, ContinualOptions]:
+    """The same for a strategy that learns labels."""
     if strategy not in catalogue.KNOWN:
-        raise UsageError(f"unknown strategy '{strategy}'.{nearest(strategy, catalogue.KNOWN)}")
+        raise UsageError(f"unknown strategy '{strategy}'.{nearest(strategy, [*catalogue.KNOWN, GROWCLIP])}")
     _, settings = catalogue.KNOWN[strategy]
     if asks_for_help(arguments):
         print(help_page([settings], [settings()], f"neoteny continual {strategy}", CONTINUAL_EXAMPLE))
@@ -114,7 +150,8 @@ def resume_continual(options: ResumeOptions) -> int:
     """Continue a run that is not done. Returns the exit code; raises UsageError if it cannot go on."""
     folder = options.run
     try:
-        config = ContinualConfig.load(folder)
+        growing = read_config(folder).get("strategy") == GROWCLIP
+        config = GrowthConfig.load(folder) if growing else ContinualConfig.load(folder)
         with RunLock(folder):
             if read_status(folder).get("state") == "done":
                 if not options.quiet:
@@ -127,9 +164,9 @@ def resume_continual(options: ResumeOptions) -> int:
             found = other_threads(config.threads, options.threads)
             found = [*differences(config.environment, describe_machine()), *found]
             config = dataclasses.replace(config, threads=options.threads or config.threads)
-            total = build(config).total_steps  # before anything is written
+            run = opened(config)  # before anything is written
             warn_of(found)
-            return _run(config, folder, total, options.quiet, options.json, found)
+            return _run(config, run, folder, options.quiet, options.json, found)
     except OSError as error:
         raise UsageError(f"cannot resume '{folder}': {error.strerror or error}") from error
     except (ValueError, TypeError) as error:
@@ -137,9 +174,15 @@ def resume_continual(options: ResumeOptions) -> int:
 
 
 def _run(
-    config: ContinualConfig, folder: Path, total: int, quiet: bool, as_json: bool, found: Sequence[str] = ()
+    config: ContinualConfig | GrowthConfig,
+    run: Opened,
+    folder: Path,
+    quiet: bool,
+    as_json: bool,
+    found: Sequence[str] = (),
 ) -> int:
     """Train, and say what came out. found: differences of this place from that of the run."""
+    total = run.total_steps
     before = {seed: int(read_status(folder).get("step", 0)) for seed in config.seeds}
     with stop_on_signals() as stopping, Progress(total, config.seeds, quiet, before) as display:
 
@@ -147,7 +190,7 @@ def _run(
             for seed in config.seeds:
                 display.update(seed, steps)
 
-        code = _trained(lambda: train(config, folder, tell, stopping.is_set, found), folder, total)
+        code = _trained(lambda: run.train(folder, tell, stopping.is_set, found), folder, total)
     if isinstance(code, int):
         return code
     _print_summary(folder, code, quiet, as_json)

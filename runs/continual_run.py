@@ -12,7 +12,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,14 +21,15 @@ from continual import catalogue
 from continual.catalogue import Benchmark
 from continual.costs import costs
 from continual.experiences import Experiences
-from continual.learner import Learner
+from continual.learner import Learner, Measurement
+from continual.pairs.benchmarks import COLLECTIONS, is_path
 from continual.presets import PRESETS
 from plasticity.problems.datasets import Images
 from plasticity.registry import make
 from runs import compute
 from runs.errors import nearest
 from runs.files import write_atomically, write_json
-from runs.population_run import PopulationRun, restore
+from runs.population_run import PopulationRun, Trained, restore
 from runs.record import State
 from runs.recovery import add_differences
 from runs.settings import CONFIG, read_config, read_fields
@@ -91,15 +92,20 @@ def resolve_benchmark(name: str, preset: str | None, overrides: Mapping[str, Any
 
     overrides: also what the strategy's own preset changes.
     """
+    if name in COLLECTIONS or is_path(name):
+        raise ValueError(
+            f"'{name}' has image-caption pairs and '{strategy}' learns labels; growclip learns pairs: "
+            f"neoteny continual growclip --benchmark {name}"
+        )
     if name not in catalogue.BENCHMARKS:
         raise ValueError(f"unknown benchmark '{name}'.{nearest(name, catalogue.BENCHMARKS)}")
     known = dict.fromkeys(["small", *PRESETS.get(strategy, {})])
     if preset is not None and preset not in known:
         raise ValueError(f"'{name}' has no preset '{preset}'.{nearest(preset, known)}")
-    return catalogue.resolve(name, preset == "small", **_tuples(overrides))
+    return catalogue.resolve(name, preset == "small", **with_tuples(overrides))
 
 
-def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+def with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
     """JSON has lists for them."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
@@ -113,7 +119,7 @@ def build(config: ContinualConfig, data: Images | Experiences | None = None) -> 
     if data is None:
         data = catalogue.open_data(benchmark, None if config.data is None else Path(config.data))
     _, settings = catalogue.KNOWN[config.strategy]
-    own = settings(**_tuples(config.strategy_config))
+    own = settings(**with_tuples(config.strategy_config))
     learner = catalogue.open_learner(
         benchmark, config.strategy, own, config.seeds, torch.device(config.device),
         data, mask_unseen=config.mask_unseen, interventions=make(config.interventions),
@@ -143,18 +149,56 @@ def train(
     before = restore(learner, folder, config.seeds, config.environment)
     known = add_differences(before.get("differences", ()), differences, learner.steps)
     with contextlib.closing(PopulationRun(folder, config.seeds, learner, config.tensorboard, before, known)) as run:
-        run.write_status("running", learner.steps, learner.total_steps)
         if not before:
             _write_costs(config, run)
-        while not learner.done and not stop_wanted():
-            task = learner.index
-            learner.advance(_SLICE)
-            _take(learner, run, task, config.checkpoint_every)
-            tell(learner.steps)
-        state: State = "done" if learner.done else "stopped"
-        run.save_if_new(learner.steps, learner.done)
-        run.write_status(state, learner.steps, learner.total_steps)
-        return state
+        return drive(
+            learner,
+            run,
+            config.checkpoint_every,
+            _SLICE,
+            tell,
+            stop_wanted,
+            lambda: _write_predictions(learner, folder),
+        )
+
+
+class Driven(Trained, Protocol):
+    """What learns task after task, for K members. index: of the task, and steps: that were taken."""
+
+    index: int
+    steps: int
+    members: int
+    measurements: list[Measurement]
+
+    @property
+    def total_steps(self) -> int: ...
+
+    @property
+    def done(self) -> bool: ...
+
+    def advance(self, steps: int) -> None: ...
+
+
+def drive(
+    learner: Driven,
+    run: PopulationRun,
+    checkpoint_every: float,
+    slice_steps: int,
+    tell: Callable[[int], None],
+    stop_wanted: Callable[[], bool],
+    task_ended: Callable[[], None],
+) -> State:
+    """Take all steps that are left, or those until it should stop; record, save. task_ended: writes more files."""
+    run.write_status("running", learner.steps, learner.total_steps)
+    while not learner.done and not stop_wanted():
+        task = learner.index
+        learner.advance(slice_steps)
+        _take(learner, run, task, checkpoint_every, task_ended)
+        tell(learner.steps)
+    state: State = "done" if learner.done else "stopped"
+    run.save_if_new(learner.steps, learner.done)
+    run.write_status(state, learner.steps, learner.total_steps)
+    return state
 
 
 def _write_costs(config: ContinualConfig, run: PopulationRun) -> None:
@@ -163,14 +207,16 @@ def _write_costs(config: ContinualConfig, run: PopulationRun) -> None:
     run.write(0, {name: torch.full((len(config.seeds),), value, dtype=torch.float64) for name, value in found.items()})
 
 
-def _take(learner: Learner, run: PopulationRun, task: int, checkpoint_every: float) -> None:
+def _take(
+    learner: Driven, run: PopulationRun, task: int, checkpoint_every: float, task_ended: Callable[[], None]
+) -> None:
     """Record what was measured in a slice of task number `task`; save now and then, and at the end of a task."""
     for measured in learner.measurements:
         run.write(measured.step, measured.values, measured.task)
     learner.measurements.clear()
     ended = learner.index > task
     if ended:
-        _write_predictions(learner, run.folder)
+        task_ended()
     if learner.done:
         seconds = run.wall_seconds / learner.steps / learner.members
         run.write(learner.steps, {"speed/seconds_per_step": torch.full((learner.members,), seconds)})

@@ -2,39 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
-
-import tyro
-
 from continual.pairs import packaged
 from continual.pairs.packages import FetchError
 from runs.errors import UsageError, nearest
 from runs.files import write_atomically
-from runs.parsing import parse
-
-EXAMPLE = "neoteny data fetch emoji"
+from runs.options import DataOptions
 
 
-@dataclass(frozen=True, kw_only=True)
-class DataOptions:
-    """Fetch image-caption pairs by npm, or list them with where they are."""
-
-    action: Annotated[str, tyro.conf.Positional]
-    """fetch or list"""
-    name: Annotated[str, tyro.conf.Positional] = ""
-    """emoji or icons"""
-    data: Path | None = None
-    """folder that they go to; default: $NEOTENY_DATA, else the cache"""
-    quiet: bool = False
-    """say nothing but errors"""
-
-
-def data_command(arguments: Sequence[str]) -> int:
-    """Run `neoteny data ARGUMENTS`. Returns the exit code; raises UsageError with nothing half-written."""
-    options = parse(DataOptions, arguments, "neoteny data", EXAMPLE)
+def data_command(options: DataOptions) -> int:
+    """Run `neoteny data`. Returns the exit code; raises UsageError with nothing half-written."""
     folder = packaged.data_folder(options.data)
     if options.action == "list":
         for name, source in packaged.SOURCES.items():

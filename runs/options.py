@@ -427,6 +427,20 @@ class ListOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Fetch image-caption pairs by npm, or list them with where they are."""
+
+    action: Annotated[str, tyro.conf.Positional]
+    """fetch or list"""
+    name: Annotated[str, tyro.conf.Positional] = ""
+    """emoji or icons"""
+    data: Path | None = None
+    """folder that they go to; default: $NEOTENY_DATA, else the cache"""
+    quiet: bool = False
+    """say nothing but errors"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DoctorOptions:
     """Try what an installation needs (simulators, rendering, video, checkpoints) and say how to mend what fails."""
 

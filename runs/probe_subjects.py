@@ -34,8 +34,10 @@ from runs import checkpoint, continual_run, plasticity_arm
 from runs.config import RunConfig
 from runs.continual_run import ContinualConfig
 from runs.errors import UsageError, nearest
+from runs.growth_options import GROWCLIP
 from runs.play import load_agent, open_environments, open_run, playable_seeds
 from runs.randomness import spawn_streams, stream_seed
+from runs.settings import read_config
 from runs.training import MISFITS, build_agent, one_line
 
 Population = TypeVar("Population", Trial, Learner)
@@ -159,6 +161,8 @@ def arm_subjects(folder: Path, wanted: Wanted, device: torch.device) -> Iterator
 
 def strategy_subjects(folder: Path, wanted: Wanted, device: torch.device) -> Iterator[Subject]:
     """Every seed's network of a run of `neoteny continual`, on training images of the tasks so far."""
+    if (strategy := read_config(folder).get("strategy")) == GROWCLIP:
+        raise UsageError(f"'{folder}' is of {strategy}, whose networks have two kinds of inputs; a probe knows one")
     config = dataclasses.replace(ContinualConfig.load(folder), device=device.type)
     learner = _restored(lambda: continual_run.build(config), _checkpoint(folder, wanted.step), config.seeds[0])
     _chosen([config.strategy], wanted.network)

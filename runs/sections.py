@@ -16,6 +16,7 @@ from runs.compare import FEW_SEEDS
 from runs.comparison_sections import aggregate, bars_section, comparison
 from runs.curve_sections import diagnostics, main_curves
 from runs.films import film_of
+from runs.growth_section import growth_section
 from runs.matrix_section import in_a_matrix, matrices, sequences
 from runs.page import section, table, value_cell
 from runs.probe_section import probe_section
@@ -35,6 +36,7 @@ def render_page(report: Report) -> str:
         sequences(report),
         matrices(report),
         probe_section(report.runs),
+        growth_section(report),
         *diagnostics(report),
         _final_values(report),
         _settings(report),

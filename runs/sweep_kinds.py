@@ -16,6 +16,7 @@ from runs.catalogue import find_agent
 from runs.config import RunConfig
 from runs.continual_run import ContinualConfig, build
 from runs.errors import UsageError, nearest
+from runs.growth_options import GROWCLIP
 from runs.options import ContinualOptions, TrainOptions
 
 # What of a run's settings says where it ran, not what it is: a trial may go on elsewhere.
@@ -72,6 +73,8 @@ def _settings_of_training(config: RunConfig) -> dict[str, Any]:
 
 
 def _check_continual(strategy: str, benchmark: str) -> None:
+    if strategy == GROWCLIP:
+        raise UsageError(f"a sweep runs strategies that learn labels; '{strategy}' is run by itself")
     for word, name, known in (
         ("strategy", strategy, catalogue.KNOWN),
         ("benchmark", benchmark, catalogue.BENCHMARKS),
@@ -81,7 +84,7 @@ def _check_continual(strategy: str, benchmark: str) -> None:
 
 
 def _prepare_continual(strategy: str, flags: Sequence[str]) -> Prepared:
-    config, _ = continual.prepare(strategy, flags)
+    config, _ = continual.prepare_labels(strategy, flags)
     learner = build(dataclasses.replace(config, seeds=config.seeds[:1]))
     return Prepared(len(config.seeds), config.threads, learner.total_steps, _settings_of_continual(config))
 

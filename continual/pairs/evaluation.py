@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -161,3 +162,23 @@ def on_arrival(encoder: Encoder, stream: PairStream, part: int) -> Tensor:
     concepts = stream.concepts("held_out", part, part)
     own = embedded(encoder, stream.labelled(concepts, part, view=0))
     return (ranks(own.texts, own.images) < 1).double().mean()
+
+
+@torch.no_grad()
+def gallery(encoder: Encoder, stream: PairStream, part: int, queries: int = 6, shown: int = 5) -> dict[str, np.ndarray]:
+    """What a few held-out captions find among all held-out images up to a part, to look at.
+
+    captions [Q] str, images uint8 [Q, shown, S, S, 3] from the nearest on, right [Q, shown] bool, rank [Q] of the
+    caption's own image.
+    """
+    pairs = stream.labelled(stream.concepts("held_out", part), part, view=0)
+    own = embedded(encoder, pairs)
+    places = torch.linspace(0, len(pairs.images) - 1, min(queries, len(pairs.images)), device=stream.device).long()
+    nearest = (own.texts[places] @ own.images.T).topk(min(shown, len(pairs.images)), dim=1).indices
+    captions = [stream.pairs.concepts[index].captions[0] for index in own.concepts[places].tolist()]
+    return {
+        "captions": np.array(captions),
+        "images": pairs.images[nearest].permute(0, 1, 3, 4, 2).numpy(force=True),
+        "right": (nearest == places.unsqueeze(1)).numpy(force=True),
+        "rank": ranks(own.texts, own.images)[places].numpy(force=True),
+    }

@@ -7,6 +7,7 @@ part by part. View 0 is filled on white, view 1 an outline on grey. The same arg
 from __future__ import annotations
 
 import itertools
+from functools import cache
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ _ROWS, _COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
 _OUTLINE, _GREY = 0.04, 190
 
 
+@cache
 def shapes_captions(size: int = 32, relations: int = 0) -> Pairs:
     """1 296 concepts in 5 parts, two views each. size: pixels. relations: pairs of objects more in each part."""
     single = [_single(*words) for words in itertools.product(_SHAPES, _COLOURS, _SIZES, range(9))]

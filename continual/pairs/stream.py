@@ -75,6 +75,7 @@ class PairStream:
     def __init__(self, pairs: Pairs, config: StreamConfig, device: torch.device | str = "cpu"):
         self.pairs, self.config, self.device = pairs, config, torch.device(device)
         self.parts = pairs.count
+        self._concepts: dict[tuple[Split, int, int], Tensor] = {}
         self._held_out = held_out(pairs, config.held_out)
         self.words, self.vocabularies = self._learn_words()
         self.captions = Captions(pairs.concepts, self.words, config.text_length, self.device)
@@ -107,6 +108,12 @@ class PairStream:
 
     def concepts(self, split: Split, last: int, first: int = 0) -> Tensor:
         """Concepts int64 [M] of a split in parts first .. last, in the order of arrival."""
+        key = (split, last, first)
+        if key not in self._concepts:
+            self._concepts[key] = self._in_parts(split, last, first)
+        return self._concepts[key]
+
+    def _in_parts(self, split: Split, last: int, first: int) -> Tensor:
         inside = (self.pairs.parts >= first) & (self.pairs.parts <= last)
         inside &= self._held_out if split == "held_out" else ~self._held_out
         found = inside.nonzero().flatten()
@@ -132,12 +139,12 @@ class PairStream:
             chosen = torch.cat([new, kept[places[:replayed]]])
         return self._made(chosen, part, content)
 
-    def proxy_batches(self, seed: int, part: int, repeat: int, steps: int) -> Iterator[PairBatch]:
+    def proxy_batches(self, part: int, seed: int, steps: int) -> Iterator[PairBatch]:
         """The same batches for every candidate of a growth step: of all parts so far, `steps` of them."""
         concepts = self.concepts("train", part)
         for step in range(steps):
-            generator = self._generator("proxy", seed, part, repeat, step)
-            order = torch.randperm(len(concepts), generator=self._generator("order", seed, part, repeat, step))
+            generator = self._generator("proxy", part, seed, step)
+            order = torch.randperm(len(concepts), generator=self._generator("order", part, seed, step, 0, 0))
             yield self._made(concepts[order[: self.config.batch]], part, generator)
 
     def validation(self, part: int) -> list[PairBatch]:
