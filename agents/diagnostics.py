@@ -9,7 +9,7 @@ one network where there are several, `plasticity/WHAT/NETWORK/LAYER` of a hidden
     weight_norm       Euclidean norm of all weights, without biases and normalisations
     gradient_norm     Euclidean norm of the loss's gradient before any clipping, in the next gradient step
 
-Units and ranks are measured on observations (and actions) from the replay, or from the last rollout.
+Units and ranks are measured on observations (and actions) from the replay, from the last rollout, or from fixed data.
 
 Of agents with the option `representation`, also what the critic's head reads, φ [N, D], mean over twin critics
 (specs/beer-and-online-rl.md, section 6); `representation/WHAT`, with the N and D that all of it depends on:
@@ -30,6 +30,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -62,7 +63,9 @@ class _Network:
 
     def see(self, gradients: Sequence[Tensor]) -> None:
         if self.waiting:
-            self.gradient_norm = _norm(gradients, self.lead)
+            own = {id(p) for p in self.network.parameters()}
+            pairs = zip(self.optimizer.parameters, gradients, strict=True)
+            self.gradient_norm = _norm([gradient for p, gradient in pairs if id(p) in own], self.lead)
             self.waiting = False
 
     @property
@@ -74,27 +77,28 @@ class _Network:
 
 
 class AgentDiagnostics:
-    """Measures an agent, of one seed or of a population, that has a replay or a rollout.
+    """Measures an agent, of one seed or of a population, that has a replay, a rollout, or data to read.
 
-    Raises ValueError for an agent with neither, or whose networks cannot be traced.
+    Raises ValueError for an agent with none of them, or whose networks cannot be traced.
     """
 
     def __init__(self, agent: Agent):
         self.agent = agent
         self.replay: Any = getattr(agent, "replay", None)
         self.rollout: Any = getattr(agent, "rollout", None)
-        if self.replay is None and self.rollout is None:
+        if self.replay is None and self.rollout is None and not hasattr(agent, "data"):
             raise ValueError("diagnostics need an agent with a replay or a rollout, from which they take observations")
         self.lead: Axes = agent.lead  # type: ignore[attr-defined]
         self.networks: dict[str, _Network] = {}
         optimizers = [part for part in vars(agent).values() if isinstance(part, Optimizer)]
-        for name, network in vars(agent).items():
-            if isinstance(network, nn.Module) and (own := _optimizer_of(network, optimizers)) is not None:
+        for name, network in networks_of(agent):
+            if (own := _optimizer_of(network, optimizers)) is not None:
                 self.networks[name] = _Network(network, find_structure(network), own, self.lead)
         if not self.networks:
             raise ValueError("diagnostics need an agent whose networks are trained by optimisers of `Plasticity`")
-        for watched in self.networks.values():
-            watched.optimizer.on_gradients = watched.see
+        for optimizer in optimizers:
+            watching = [watched for watched in self.networks.values() if watched.optimizer is optimizer]
+            optimizer.on_gradients = partial(_show, watching) if watching else None
         able = [one for one in self.networks.values() if hasattr(one.network, "features")]
         self.representing = able[0] if able and hasattr(getattr(agent, "config", None), "representation") else None
 
@@ -160,6 +164,11 @@ class AgentDiagnostics:
             with _drawing_from(self.replay, stream):
                 batch = self.replay.sample(count, 1.0)
             return as_seen(self.agent, batch.obs), batch.action
+        if self.rollout is None:  # an offline agent, whose data give observations as its networks see them
+            data: Any = self.agent.data  # type: ignore[attr-defined]
+            with _drawing_from(data, stream):
+                batch = data.sample(count)
+            return batch.obs, batch.action
         axis, seeds = len(self.lead), math.prod(self.lead)
         obs, action = (x.flatten(axis, axis + 1) for x in (self.rollout.obs, self.rollout.action))
         rows = obs.shape[axis]
@@ -213,6 +222,21 @@ def _drawing_from(replay: Any, stream: RandomStream) -> Iterator[None]:
         yield
     finally:
         replay.stream = own
+
+
+def _show(networks: Sequence[_Network], gradients: Sequence[Tensor]) -> None:
+    for watched in networks:
+        watched.see(gradients)
+
+
+def networks_of(agent: Agent) -> Iterator[tuple[str, nn.Module]]:
+    """An agent's networks by name, targets too; those that say so (`measured_apart`) in their parts."""
+    for name, network in vars(agent).items():
+        if isinstance(network, nn.Module):
+            parts = getattr(network, "measured_apart", ())
+            yield from ((f"{name}_{part}", network.get_submodule(part)) for part in parts)
+            if not parts:
+                yield name, network
 
 
 def _optimizer_of(network: nn.Module, optimizers: Sequence[Optimizer]) -> Optimizer | None:

@@ -48,5 +48,7 @@ class Moments:
 
 def as_seen(agent: object, obs: Tensor) -> Tensor:
     """Observations [*S, N, *obs_shape] as the agent's networks see them."""
+    if hasattr(agent, "normalised"):  # an offline agent, by the moments of its data
+        return agent.normalised(obs)  # type: ignore[attr-defined]
     moments: Moments | None = getattr(agent, "observation_moments", None)
     return obs if moments is None else moments.normalise(obs)

@@ -102,6 +102,8 @@ class Benchmark:
     augmentation: Augmentation = "none"
     train_per_class: int | None = None
     test_per_class: int | None = None
+    class_groups: tuple[int, ...] = ()
+    """how many classes each task has; (): the groups of the data, such as alphabets, or all as many"""
     class_order: tuple[int, ...] = ()
     """the same for all seeds; (): drawn for each"""
 
@@ -153,6 +155,8 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "split-miniimagenet": Benchmark(data="miniimagenet", tasks=10, memory=1000, **_RESNET),
     "split-tinyimagenet": Benchmark(data="tinyimagenet", tasks=10, memory=1000, **_RESNET),
+    # Fifteen drawings of each character: more than one pass.
+    "split-omniglot": Benchmark(data="omniglot", kind="task", tasks=8, epochs=10, memory=500, **_CNN),
     # Made by Avalanche, from files where torchvision keeps them; it draws one order of classes or pixels for all seeds.
     "avalanche:SplitMNIST": Benchmark(data="avalanche:SplitMNIST", memory=500),
     "avalanche:PermutedMNIST": Benchmark(data="avalanche:PermutedMNIST", kind="domain", tasks=10, memory=500),
@@ -197,7 +201,9 @@ def open_avalanche(benchmark: Benchmark, folder: Path | None) -> Experiences:
     """One of Avalanche's classic benchmarks, made there."""
     from continual.avalanche.streams import open_classic
 
-    refused = next((n for n in ("train_per_class", "test_per_class", "blurry") if vars(benchmark)[n]), None)
+    refused = next(
+        (n for n in ("train_per_class", "test_per_class", "blurry", "class_groups") if vars(benchmark)[n]), None
+    )
     if refused is not None:
         raise ValueError(f"'{benchmark.data}' is made by Avalanche and takes no {refused}")
 
@@ -214,7 +220,7 @@ def open_stream(
     return TaskStream(
         data, seeds, device, change=benchmark.change, kind=benchmark.kind, tasks=benchmark.tasks,
         batch=benchmark.batch, epochs=benchmark.epochs, blurry=benchmark.blurry,
-        class_order=benchmark.class_order or None,
+        class_groups=benchmark.class_groups or None, class_order=benchmark.class_order or None,
     )  # fmt: skip
 
 
@@ -319,4 +325,6 @@ def resolve(name: str, small: bool = False, **changes: Any) -> Benchmark:
     """A benchmark by name, small or not, with changes. Raises ValueError, one sentence, for what cannot be."""
     if name not in BENCHMARKS:
         raise ValueError(f"unknown benchmark '{name}', it is one of {', '.join(BENCHMARKS)}")
+    if changes.get("class_groups"):
+        changes = {"tasks": len(changes["class_groups"])} | changes
     return dataclasses.replace(BENCHMARKS[name], **{**(SMALL.get(name, {}) if small else {}), **changes})

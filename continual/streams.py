@@ -53,8 +53,9 @@ class TaskStream:
 
     tasks: how many. batch: samples of a member in a step; what is left of a pass is dropped (`dropped` counts it).
     epochs: passes over each task. blurry: part of each task's training samples that is exchanged at random with the
-    other tasks'. class_order: of a split, the same for all members; None: drawn for each, or one for all where classes
-    differ in size, so that members stay in step.
+    other tasks'. class_groups: of a split, how many classes each task has; None: the groups of the data, else all as
+    many. class_order: of a split, the same for all members; None: drawn for each, or one for all where classes or tasks
+    differ in size, so that members stay in step, or that of the data where these have groups.
     Raises ValueError, one sentence, for what does not fit together.
     """
 
@@ -70,6 +71,7 @@ class TaskStream:
         batch: int = 10,
         epochs: int = 1,
         blurry: float = 0.0,
+        class_groups: Sequence[int] | None = None,
         class_order: Sequence[int] | None = None,
     ):
         self.seeds, self.device = tuple(seeds), torch.device(device)
@@ -78,12 +80,18 @@ class TaskStream:
         self.classes, self.levels, self.fingerprint = data.classes, data.levels, data.fingerprint()
         self.shape = tuple(data.train_images.shape[1:])
         self._check(data)
+        self.class_groups = self._shared_out(class_groups, data)
+        self._grouped_by_data = class_groups is None and len(data.groups) > 0
         self._train = data.train_images.to(self.device), data.train_labels.to(self.device)
         self._test = data.test_images.to(self.device), data.test_labels.to(self.device)
         self.class_order = self._orders(class_order, data.train_labels)  # [K, classes]
-        per_task = self.classes // tasks if change == "split" else self.classes
-        self.outputs = per_task if kind == "domain" else self.classes * (1 if change == "split" else tasks)
-        self._per_task = per_task
+        most = max(self.class_groups) if change == "split" else self.classes
+        self.outputs = most if kind == "domain" else self.classes * (1 if change == "split" else tasks)
+        sizes = torch.tensor(self.class_groups, device=self.device)
+        # Of each place in the order of classes: its task, and which class of it is there.
+        self._task_of_place = torch.arange(len(sizes), device=self.device).repeat_interleave(sizes)
+        first = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+        self._class_of_place = torch.arange(len(first), device=self.device) - first
         self._place = self.class_order.argsort(1)  # [K, classes], where a class comes in the order
         self._rows = self._divided(self._train[1], blur=True)
         self._test_rows = self._divided(self._test[1], blur=False)
@@ -102,12 +110,6 @@ class TaskStream:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.blurry < 1:
             raise ValueError(f"blurry must be in [0, 1), got {self.blurry}")
-        if self.change == "split" and self.classes % self.tasks:
-            fitting = [str(n) for n in range(1, self.classes + 1) if self.classes % n == 0]
-            raise ValueError(
-                f"{self.classes} classes do not divide into {self.tasks} tasks; choose {', '.join(fitting[:-1])} or "
-                f"{fitting[-1]}"
-            )
         labels, tested = data.train_labels.unique(), data.test_labels.unique()
         if not torch.equal(labels, torch.arange(len(labels))) or not torch.equal(labels, tested):
             raise ValueError(f"labels of '{data.name}' must be 0 .. C - 1, all of them in training and test data")
@@ -116,15 +118,37 @@ class TaskStream:
         if not self.seeds:
             raise ValueError("a stream needs at least one seed")
 
+    def _shared_out(self, given: Sequence[int] | None, data: Images) -> tuple[int, ...]:
+        """Classes of each task of a split."""
+        if self.change != "split":
+            if given:
+                raise ValueError(f"class_groups are of split data, tasks of '{data.name}' are {self.change}")
+            return (self.classes,)
+        found = tuple(given or data.groups)
+        if not found and self.classes % self.tasks:
+            fitting = [str(n) for n in range(1, self.classes + 1) if self.classes % n == 0]
+            raise ValueError(
+                f"{self.classes} classes do not divide into {self.tasks} tasks; choose {', '.join(fitting[:-1])} or "
+                f"{fitting[-1]}, or say how many each has (--class-groups)"
+            )
+        found = found or (self.classes // self.tasks,) * self.tasks
+        if min(found) < 1 or sum(found) != self.classes:
+            raise ValueError(f"class_groups must share out {self.classes} classes, got {list(found)}")
+        if len(found) != self.tasks:
+            raise ValueError(
+                f"the classes of '{data.name}' are in {len(found)} groups, so there are no {self.tasks} tasks"
+            )
+        return found
+
     def _orders(self, given: Sequence[int] | None, labels: Tensor) -> Tensor:
         members = len(self.seeds)
         if given is not None:
             if sorted(given) != list(range(self.classes)):
                 raise ValueError(f"class_order must hold each of 0 .. {self.classes - 1} once, got {list(given)}")
             return torch.tensor(given, device=self.device).expand(members, -1)
-        if self.change != "split":
+        if self.change != "split" or self._grouped_by_data:
             return torch.arange(self.classes, device=self.device).expand(members, -1)
-        if len(labels.bincount().unique()) > 1:
+        if len(labels.bincount().unique()) > 1 or len(set(self.class_groups)) > 1:
             order = torch.randperm(self.classes, generator=generator(self.device, 0, "class_order"), device=self.device)
             return order.expand(members, -1)
         return self._for_each(lambda g: torch.randperm(self.classes, generator=g, device=self.device), "class_order")
@@ -144,7 +168,7 @@ class TaskStream:
         if self.change != "split":
             whole = torch.arange(len(labels), device=self.device).expand(len(self.seeds), -1)
             return [whole] * self.tasks
-        of_task = self._place[:, labels] // self._per_task  # [K, N]
+        of_task = self._task_of_place[self._place[:, labels]]  # [K, N]
         order = of_task.argsort(stable=True)
         sizes = (of_task.unsqueeze(1) == torch.arange(self.tasks, device=self.device).view(-1, 1)).sum(2)[0]
         if blur and self.blurry:
@@ -181,7 +205,7 @@ class TaskStream:
         if self.kind == "domain":
             return torch.zeros(len(self.seeds), self.outputs, dtype=torch.int64, device=self.device)
         if self.change == "split":
-            return self._place // self._per_task
+            return self._task_of_place[self._place]
         return (torch.arange(self.outputs, device=self.device) // self.classes).expand(len(self.seeds), -1)
 
     def task(self, index: int, source: Source = "task") -> Task:
@@ -257,7 +281,7 @@ class TaskStream:
     def _output(self, labels: Tensor, task: Tensor | int) -> Tensor:
         if self.change != "split":
             return labels if self.kind == "domain" else labels + self.classes * task
-        return self._place.gather(1, labels) % self._per_task if self.kind == "domain" else labels
+        return self._class_of_place[self._place.gather(1, labels)] if self.kind == "domain" else labels
 
     def _changed(self, images: Tensor, task: Tensor | int) -> Tensor:
         """images [K, n, *shape] as they are in their tasks."""

@@ -38,7 +38,8 @@ _OVERRIDES = {
     **{
         name: name
         for name in (
-            "kind", "tasks", "epochs", "blurry", "class_order", "train_per_class", "test_per_class", "augmentation",
+            "kind", "tasks", "epochs", "blurry", "class_groups", "class_order", "train_per_class", "test_per_class",
+            "augmentation",
             "network", "hidden", "optimizer", "learning_rate", "momentum",
         )
     },

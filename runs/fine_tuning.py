@@ -38,8 +38,6 @@ def prepare_from(arguments: Sequence[str]) -> tuple[RunConfig, Path, TrainOption
     wanted = range(options.seed, options.seed + options.seeds)
     if missing := [seed for seed in wanted if seed not in seeds]:
         raise UsageError(f"'{options.from_}' has no seed {missing[0]}; it has {', '.join(map(str, seeds))}")
-    if options.diagnostics_every is not None:
-        raise UsageError("--diagnostics-every does not know agents that began offline")
     env, *further = options.env
     if further:
         raise UsageError("--from goes on in one environment")

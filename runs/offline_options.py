@@ -47,6 +47,8 @@ class OfflineOptions:
     """steps between evaluations; default: a twentieth of --steps"""
     eval_episodes: int = 10
     """episodes of one evaluation"""
+    diagnostics_every: int | None = None
+    """steps between measurements of units, ranks and norms of the networks; default: none"""
     checkpoint_every: int | None = None
     """steps between checkpoints; default: a quarter of --steps"""
     keep_every: int | None = None

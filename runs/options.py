@@ -328,6 +328,8 @@ class ContinualOptions:
     """samples of the stream in a step"""
     blurry: float | None = None
     """part of each task's samples that is exchanged with other tasks"""
+    class_groups: tuple[int, ...] = ()
+    """how many classes each task has; default: all as many"""
     class_order: tuple[int, ...] = ()
     """of all seeds; default: drawn for each"""
     train_per_class: int | None = None

@@ -102,7 +102,7 @@ def _subjects(options: ProbeOptions, device: torch.device) -> Iterable[Subject]:
         arms = expand([run]) if command in (GROUP, ARM) else []
     except ValueError as error:
         raise UsageError(str(error)) from error
-    if command == "train":
+    if command in ("train", "offline"):
         return agent_subjects(run, wanted, device)
     if command == CONTINUAL:
         return strategy_subjects(run, wanted, device)

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from agents.agent import Agent
 from agents.crossq import Actor as CrossQActor
+from agents.diagnostics import networks_of
 from agents.moments import as_seen
 from agents.networks import DeterministicActor, Liftable
+from agents.offline.a2pr import Value
 from agents.ppo import ActorCritic
 from agents.ppo import Agent as PPO
 from agents.sac import StochasticActor
@@ -33,6 +35,7 @@ from plasticity.problems.streams import Stream, generator
 from runs import checkpoint, continual_run, plasticity_arm
 from runs.config import RunConfig
 from runs.continual_run import ContinualConfig
+from runs.datasets.source import DataSource
 from runs.errors import UsageError, nearest
 from runs.growth_options import GROWCLIP
 from runs.play import load_agent, open_environments, open_run, playable_seeds
@@ -104,13 +107,21 @@ class OfOneInput(Liftable):
 
 
 def agent_subjects(folder: Path, wanted: Wanted, device: torch.device) -> Iterator[Subject]:
-    """Actors, critics and Q networks of a run of `neoteny train`. Raises UsageError if there are none to be had."""
+    """Actors, critics and Q networks of a run of `neoteny train` or `neoteny offline`.
+
+    Raises UsageError if there are none to be had, or data that cannot be read.
+    """
     config, saved = open_run(folder) if wanted.step is None else _at_step(folder, wanted.step)
     step = int(saved.name.removeprefix("step_"))
+    data = None
+    if config.data is not None and config.initial is None:
+        data = DataSource.load(config.data).open().transitions
     for seed in playable_seeds(config, saved)[: wanted.seeds]:
         runner = open_environments(config, 1, stream_seed(seed, "evaluation_environment", 0), device)
         try:
             agent = load_agent(config, saved, seed, runner, device, with_rings=True)
+            if data is not None:
+                agent.read(data, config.steps)  # type: ignore[attr-defined]
             obs, action = _visited(agent, runner, wanted.inputs)
             found = _networks(agent, obs, action)
             chosen = _chosen(found, wanted.network)
@@ -251,12 +262,16 @@ def _chosen(found: Mapping[str, Any] | list[str], network: str | None) -> list[s
 def _visited(agent: Agent, runner: Runner, count: int) -> tuple[Tensor, Tensor]:
     """Observations, as the networks see them, and the actions taken there.
 
-    From the agent's replay or its last rollout; by acting where it has neither yet, or the replay was just cleared.
+    From the agent's replay, its last rollout or the data that it reads; by acting where it has none of them yet, or the
+    replay was just cleared.
     """
     replay: Any = getattr(agent, "replay", None)
     if replay is not None and agent.updates > 0 and not replay.is_empty:
         batch = replay.sample(count, 1.0)
         return _distinct_pairs(as_seen(agent, batch.obs), batch.action)
+    if replay is None and getattr(agent, "data", None) is not None:
+        batch = agent.data.sample(count)  # type: ignore[attr-defined]
+        return _distinct_pairs(batch.obs, batch.action)
     if isinstance(agent, PPO) and agent.updates > 0:
         pairs = (tensor.flatten(0, 1)[:count] for tensor in (agent.rollout.obs, agent.rollout.action))
         return _distinct_pairs(*pairs)
@@ -283,8 +298,8 @@ def _networks(agent: Agent, obs: Tensor, action: Tensor) -> dict[str, tuple[nn.M
     read: dict[str, tuple[Tensor, ...]] = {}
     if hasattr(agent, "inputs_of"):  # whose networks read each other's outputs
         read = agent.inputs_of(obs, action)  # type: ignore[attr-defined]
-    for name, network in vars(agent).items():
-        if not isinstance(network, nn.Module) or name.startswith("target"):
+    for name, network in networks_of(agent):
+        if name.startswith("target"):
             continue
         if not any(p.requires_grad for p in network.parameters()):
             continue
@@ -293,7 +308,7 @@ def _networks(agent: Agent, obs: Tensor, action: Tensor) -> dict[str, tuple[nn.M
             continue
         parameters = inspect.signature(network.forward).parameters.values()
         taken = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
-        if isinstance(network, DeterministicActor | StochasticActor):
+        if isinstance(network, DeterministicActor | StochasticActor | Value):
             found[name] = network.net, obs
         elif isinstance(network, CrossQActor | ActorCritic):
             found[name] = OfOneInput(network, [obs.shape[-1]]), obs

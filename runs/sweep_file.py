@@ -19,7 +19,7 @@ LONGEST_NAME = 200  # file systems allow 255 bytes, the log has an ending
 
 @dataclass(frozen=True)
 class Trial:
-    """One run folder: an agent in an environment, or a strategy on a benchmark, with its options and all its seeds."""
+    """One run folder: an agent in an environment or on data, or a strategy on a benchmark, with options and seeds."""
 
     name: str
     who: str
@@ -34,7 +34,7 @@ class Trial:
 
     @property
     def flags(self) -> list[str]:
-        """What follows `neoteny train AGENT` or `neoteny continual STRATEGY`, without the folder."""
+        """What follows `neoteny train AGENT`, or another command and who learns, without the folder."""
         flags = [f"--{self.kind.where}", self.where]
         for option, value in self.options.items():
             flags += _flag(option, value)
@@ -67,7 +67,7 @@ def shipped(path: Path) -> Path:
 
 def _trials(document: Mapping[str, Any]) -> Iterator[Trial]:
     kind = _kind(document)
-    who, where = (_plural(word) for word in (kind.who, kind.where))
+    who, where = kind.whos, kind.wheres
     keys = (who, where, *kind.shorthands, "options", kind.who, kind.where, "run")
     for key in document:
         if key not in keys:
@@ -80,8 +80,8 @@ def _trials(document: Mapping[str, Any]) -> Iterator[Trial]:
         raise UsageError(f"it stands for no trial; it needs `{who}` and `{where}`, or a [[run]]")
     for agent, env, _ in places:
         kind.check(agent, env)
-    agent_tables = _tables(document, kind.who, {agent for agent, _, _ in places})
-    env_tables = _tables(document, kind.where, {env for _, env, _ in places})
+    agent_tables = _tables(document, kind.who, who, {agent for agent, _, _ in places})
+    env_tables = _tables(document, kind.where, where, {env for _, env, _ in places})
     common = {key: document[key] for key in kind.shorthands if key in document} | _table(document, "options")
     for agent, env, own in places:
         merged = common | agent_tables.get(agent, {}) | env_tables.get(env, {}) | own
@@ -89,15 +89,13 @@ def _trials(document: Mapping[str, Any]) -> Iterator[Trial]:
 
 
 def _kind(document: Mapping[str, Any]) -> SweepKind:
-    """Of `neoteny continual` if the file names strategies or benchmarks, else of `neoteny train`."""
-    kind = KINDS["continual"]
-    words = {word for name in (kind.who, kind.where) for word in (name, _plural(name))}
-    runs = [run for run in _runs(document) if kind.who in run or kind.where in run]
-    return kind if words & set(document) or runs else KINDS["train"]
-
-
-def _plural(word: str) -> str:
-    return f"{word[:-1]}ies" if word.endswith("y") else f"{word}s"
+    """Of the command with words of its own that the file uses: strategies and benchmarks, or datasets; else train."""
+    common, runs = KINDS["train"], _runs(document)
+    for kind in KINDS.values():
+        own = {kind.who, kind.whos, kind.where, kind.wheres} - {common.who, common.whos, common.where, common.wheres}
+        if own & set(document) or any(own & set(run) for run in runs):
+            return kind
+    return common
 
 
 def _names(document: Mapping[str, Any], key: str, other: str) -> list[str]:
@@ -125,11 +123,11 @@ def _explicit(run: Mapping[str, Any], kind: SweepKind) -> tuple[str, str, dict[s
     return run[kind.who], run[kind.where], _plain_names({key: run[key] for key in run if key not in names})
 
 
-def _tables(document: Mapping[str, Any], key: str, used: set[str]) -> dict[str, dict[str, Any]]:
-    """[agent.NAME] or [env."ID"]: the options of each. A name that no trial has is a mistake."""
+def _tables(document: Mapping[str, Any], key: str, names: str, used: set[str]) -> dict[str, dict[str, Any]]:
+    """[agent.NAME] or [env."ID"]: the options of each. names: the key of their list, in which each must be."""
     tables = document.get(key, {})
     if not isinstance(tables, dict):
-        raise UsageError(f"`{key}` holds tables, as in [{key}.NAME]; the list of names is `{_plural(key)}`")
+        raise UsageError(f"`{key}` holds tables, as in [{key}.NAME]; the list of names is `{names}`")
     for name in tables:
         if name not in used:
             raise UsageError(f"no trial has the {key} of [{key}.{name}].{nearest(name, used)}")

@@ -1,4 +1,4 @@
-"""What a sweep can be of: runs of `neoteny train`, or of `neoteny continual`."""
+"""What a sweep can be of: runs of `neoteny train`, `neoteny offline` or `neoteny continual`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from typing import Any
 
 from continual import catalogue
 from envs.registry import check_id
-from runs import continual, train
-from runs.catalogue import find_agent
+from runs import continual, offline, train
+from runs.catalogue import OFFLINE, find_agent
 from runs.config import RunConfig
 from runs.continual_run import ContinualConfig, build
+from runs.datasets.source import locate
 from runs.errors import UsageError, nearest
 from runs.growth_options import GROWCLIP
+from runs.offline_options import OfflineOptions
 from runs.options import ContinualOptions, TrainOptions
 
 # What of a run's settings says where it ran, not what it is: a trial may go on elsewhere.
@@ -37,7 +39,7 @@ class Prepared:
 class SweepKind:
     """A command, and how a sweep's file speaks of its runs.
 
-    who, where: the words for what learns and what it learns from; the lists are their plurals. options: of the
+    who, where: the words for what learns and what it learns from; whos, wheres: of their lists. options: of the
     command. settled: those that the sweep sets itself. shorthands: those that may stand at the top of the file. score:
     the metric that is told of a run. check: raises ValueError for a name that there is not. config: class of what is
     set of `who`. prepare: (who, flags) -> what would start; raises ValueError. saved: settings of the run in a folder.
@@ -45,7 +47,9 @@ class SweepKind:
 
     command: str
     who: str
+    whos: str
     where: str
+    wheres: str
     options: type
     settled: tuple[str, ...]
     shorthands: tuple[str, ...]
@@ -70,6 +74,18 @@ def _prepare_training(agent: str, flags: Sequence[str]) -> Prepared:
 def _settings_of_training(config: RunConfig) -> dict[str, Any]:
     run = {name: value for name, value in vars(config).items() if name not in (*_PLACE, "agent_config")}
     return run | vars(config.agent_config)
+
+
+def _check_offline(agent: str, data: str) -> None:
+    if agent not in OFFLINE:
+        raise UsageError(f"unknown offline agent '{agent}'.{nearest(agent, OFFLINE)}")
+    locate(data)
+
+
+def _prepare_offline(agent: str, flags: Sequence[str]) -> Prepared:
+    config, _ = offline.prepare(agent, [*flags, "--quiet"])
+    cores = len(config.seed_groups) * config.threads
+    return Prepared(len(config.seeds), cores, config.steps, _settings_of_training(config))
 
 
 def _check_continual(strategy: str, benchmark: str) -> None:
@@ -98,13 +114,18 @@ KINDS: dict[str, SweepKind] = {
     kind.command: kind
     for kind in (
         SweepKind(
-            "train", "agent", "env", TrainOptions, ("env", "out", "name", "quiet", "json"), ("seeds", "seed", "steps"),
-            "eval/return", _check_training, lambda agent: find_agent(agent).Config, _prepare_training,
-            lambda folder: _settings_of_training(RunConfig.load(folder)),
+            "train", "agent", "agents", "env", "envs", TrainOptions, ("env", "out", "name", "quiet", "json"),
+            ("seeds", "seed", "steps"), "eval/return", _check_training, lambda agent: find_agent(agent).Config,
+            _prepare_training, lambda folder: _settings_of_training(RunConfig.load(folder)),
         ),
         SweepKind(
-            "continual", "strategy", "benchmark", ContinualOptions, ("benchmark", "out", "name", "quiet", "json"),
-            ("seeds", "seed"), "cl/average_accuracy", _check_continual,
+            "offline", "agent", "agents", "data", "datasets", OfflineOptions, ("data", "out", "name", "quiet", "json"),
+            ("seeds", "seed", "steps"), "eval/return", _check_offline, lambda agent: find_agent(agent).Config,
+            _prepare_offline, lambda folder: _settings_of_training(RunConfig.load(folder)),
+        ),
+        SweepKind(
+            "continual", "strategy", "strategies", "benchmark", "benchmarks", ContinualOptions,
+            ("benchmark", "out", "name", "quiet", "json"), ("seeds", "seed"), "cl/average_accuracy", _check_continual,
             lambda strategy: catalogue.KNOWN[strategy][1], _prepare_continual,
             lambda folder: _settings_of_continual(ContinualConfig.load(folder)),
         ),

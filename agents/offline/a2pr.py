@@ -84,6 +84,8 @@ class Config(OfflineConfig, FineTuning):
 class ConditionalVAE(Liftable):
     """Variational autoencoder of actions given observations (Kingma & Welling 2014), with latents of 2 A numbers."""
 
+    measured_apart = ("encoder", "decoder")  # between them is no layer, but a draw
+
     def __init__(self, observations: int, actions: int, hidden: tuple[int, ...]):
         super().__init__()
         self.encoder = mlp(observations + actions, hidden, 4 * actions, layer_norm=False)
@@ -229,6 +231,15 @@ class Agent(OfflineAgent):
 
     def value(self, obs: Tensor) -> Tensor:
         return policy_value(self, obs)
+
+    @torch.no_grad()
+    def inputs_of(self, obs: Tensor, action: Tensor) -> dict[str, tuple[Tensor, ...]]:
+        """What the halves of the VAE read of pairs obs [*S, B, O], action [*S, B, A] as networks see them.
+
+        The decoder's latents are means.
+        """
+        latent, _ = self.vae.encode(obs, action)
+        return {"vae_encoder": (torch.cat([obs, action], -1),), "vae_decoder": (torch.cat([obs, latent], -1),)}
 
     @property
     def update_variant(self) -> bool | None:

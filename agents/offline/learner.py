@@ -193,16 +193,16 @@ class OfflineAgent(ABC):
         """Whether all updates of a phase have the same host numbers, see `agents.graphs`."""
         return self.replay is None
 
-    def seen(self, obs: Tensor) -> Tensor:
+    def normalised(self, obs: Tensor) -> Tensor:
         """Observations as the networks read them: obs [*S, B, O]."""
         return (obs - self.mean) / self.std
 
     @torch.no_grad()
     def act(self, obs: Tensor, explore: bool) -> Tensor:
-        action = self.policy(self.seen(obs))
+        action = self.policy(self.normalised(obs))
         if explore:
             noise = self.exploration.normal(obs.shape[-2], self.action_size)
-            action = self.explored(self.seen(obs), action, noise)
+            action = self.explored(self.normalised(obs), action, noise)
             self.pending = obs, action
         return self.scale.to_environment(action)
 
@@ -247,7 +247,7 @@ class OfflineAgent(ABC):
         assert self.replay is not None, "go_online() comes first"
         assert self.data is not None, "read() comes first"
         batch = self.replay.sample(size, self.config.discount)
-        obs, next_obs = self.seen(batch.obs), self.seen(batch.next_obs)
+        obs, next_obs = self.normalised(batch.obs), self.normalised(batch.next_obs)
         return dataclasses.replace(batch, obs=obs, next_obs=next_obs, reward=mapped(batch.reward, self.data.reward_map))
 
     def _parts(self) -> dict[str, Any]:
@@ -278,7 +278,7 @@ def policy_value(agent: Any, obs: Tensor) -> Tensor:
 
     Their mean, in the rewards that the agent learns from.
     """
-    seen = agent.seen(obs)
+    seen = agent.normalised(obs)
     return agent.critics(seen, agent.policy(seen)).mean(-2)
 
 

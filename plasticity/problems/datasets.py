@@ -31,7 +31,8 @@ class DataMissing(ValueError):
 class Images:
     """One data set. train_images, test_images: uint8 [N, C, H, W] in 0 .. levels; labels: int64 [N], 0 .. classes - 1.
 
-    levels: the value of a fully bright pixel. source: where it was found.
+    levels: the value of a fully bright pixel. source: where it was found. groups: how many classes, in their order,
+    belong together, such as the letters of each alphabet; (): none do.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Images:
     test_labels: Tensor
     levels: int
     source: str
+    groups: tuple[int, ...] = ()
 
     @property
     def classes(self) -> int:

@@ -15,12 +15,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
 import agents
+from agents.diagnostics import AgentDiagnostics
 from agents.graphs import WARM_UPS, GraphedUpdates
 from agents.offline import iql
 from agents.offline.learner import FineTuning
 from agents.offline.transitions import Transitions
 from runs.catalogue import OFFLINE
-from tests.agents.fakes import make_step
+from tests.agents.fakes import make_step, stream
 from tests.agents.offline_data import SMALL, make_transitions, new_agent
 from tests.agents.test_graphs import Recorder
 
@@ -214,6 +215,26 @@ def test_shared_mixing_draws_all_transitions_alike():
     agent.config = dataclasses.replace(agent.config, warmup_steps=100)
     live(agent, 20)
     assert float((agent.sample().reward == 1).float().mean()) == pytest.approx(20 / 80, abs=0.04)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_diagnostics_are_of_the_data_and_change_nothing(name):
+    agent, _ = trained(name, 3)
+    other, _ = trained(name, 3)
+    diagnostics = AgentDiagnostics(agent)
+    found = diagnostics.measure(stream(7))
+    for _ in range(4):
+        agent.update()
+        other.update()
+        found |= diagnostics.gradient_norms()
+    assert len(diagnostics.networks) == {"a2pr": 5, "bc": 1, "iql": 3}.get(name, 2)
+    for network in diagnostics.networks:
+        of = f"/{network}" if len(diagnostics.networks) > 1 else ""
+        least = 0 if network == "vae_decoder" else 1e-9  # which has no gradient where no action has an advantage
+        assert least <= found[f"plasticity/gradient_norm{of}"] < torch.inf
+        assert 1 <= found[f"plasticity/effective_rank{of}"] <= 16
+    for a, b in zip(tensors(agent), tensors(other), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_agents_without_a_recipe_stay_offline():

@@ -99,6 +99,33 @@ def test_outputs_of_a_split(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_tasks_of_different_numbers_of_classes(kind):
+    stream = TaskStream(BLOBS, [4, 5], tasks=3, kind=kind, class_groups=[2, 5, 3])
+    assert stream.class_order[0].tolist() == stream.class_order[1].tolist() != list(range(10))
+    assert [stream.steps(index) for index in range(3)] == [8, 20, 12]
+    assert stream.outputs == (5 if kind == "domain" else 10)
+    for index, (first, count) in enumerate(((0, 2), (2, 5), (7, 3))):
+        images, labels = all_samples(stream, index)
+        there = sorted(set(BLOBS.train_labels[torch.tensor(rows(images[0]))].tolist()))
+        assert there == sorted(stream.class_order[0, first : first + count].tolist())
+        assert labels.unique().tolist() == (list(range(count)) if kind == "domain" else there)
+        own = stream.task(index).outputs[0]
+        assert int(own.sum()) == (5 if kind == "domain" else count)
+        assert own[labels].all()
+        if stream.scopes is not None:
+            assert torch.equal(stream.scopes[0, there[0]], own)
+
+
+def test_groups_of_the_data_are_tasks_in_their_order():
+    grouped = dataclasses.replace(BLOBS, groups=(4, 6))
+    assert TaskStream(grouped, [0, 1], tasks=2).class_order.tolist() == [list(range(10))] * 2
+    assert TaskStream(grouped, [0], tasks=2).class_groups == (4, 6)
+    assert TaskStream(grouped, [0], tasks=2, class_groups=[5, 5]).class_groups == (5, 5)
+    with pytest.raises(ValueError, match="in 2 groups, so there are no 5 tasks"):
+        TaskStream(grouped, [0], tasks=5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_outputs_of_permuted_data(kind):
     stream = TaskStream(BLOBS, [4], tasks=3, kind=kind, change="permuted")
     labels = [all_samples(stream, index)[1][0] for index in range(3)]
@@ -157,6 +184,9 @@ def test_what_does_not_fit_together_is_said_in_a_sentence():
         "class_order must hold each of 0 .. 9 once": {"class_order": [0, 1]},
         "blurry must be in [0, 1)": {"blurry": 1.0},
         "epochs must be at least 1": {"epochs": 0},
+        "class_groups must share out 10 classes, got [3, 3]": {"tasks": 2, "class_groups": [3, 3]},
+        "the classes of 'blobs' are in 2 groups, so there are no 5 tasks": {"tasks": 5, "class_groups": [3, 7]},
+        "class_groups are of split data": {"class_groups": [5, 5], "change": "permuted"},
     }
     for sentence, settings in cases.items():
         with pytest.raises(ValueError) as error:
@@ -223,3 +253,35 @@ def test_pictures_are_read_from_an_archive_and_from_its_folder(tmp_path, monkeyp
     assert packed.train_labels.tolist() == [0, 0, 1, 1]
     assert packed.train_images[:, 0, 0, 0].tolist() == pytest.approx([60, 220, 40, 200], abs=2)
     assert (tmp_path / "cache").is_dir()
+
+
+def test_alphabets_of_omniglot_are_tasks(tmp_path, monkeypatch):
+    import io
+    import zipfile
+
+    from PIL import Image
+
+    monkeypatch.setenv(datasets.CACHE_VARIABLE, str(tmp_path / "cache"))
+    alphabets = {1: {"Greek": 2, "Latin": 3}, 2: {"Greek": 2, "Korean": 1}}
+    (tmp_path / "python").mkdir()
+    for number, own in alphabets.items():
+        name = f"images_background_small{number}"
+        with zipfile.ZipFile(tmp_path / "python" / f"{name}.zip", "w") as files:
+            for alphabet, character in ((a, c) for a, count in own.items() for c in range(count)):
+                for drawing in range(8):
+                    ink = io.BytesIO()
+                    picture = Image.new("1", (105, 105), 1)
+                    picture.paste(0, (0, 0, 105, 15 * (character + 1) + drawing))
+                    picture.save(ink, "PNG")
+                    path = f"{name}/{alphabet}/character{character + 1:02}/{drawing:04}.png"
+                    files.writestr(path, ink.getvalue())
+    found = datasets.load("omniglot", tmp_path)
+    assert found.groups == (2, 1, 3)  # Greek, Korean, Latin
+    assert found.train_labels.bincount().tolist() == [3] * 6
+    assert found.test_labels.bincount().tolist() == [5] * 6
+    assert found.train_images.shape[1:] == (1, 28, 28)
+    rows_of_ink = [(found.train_images[found.train_labels == label] > 127)[:, 0, :, 0].sum(1) for label in range(6)]
+    thickness = [float(rows.float().mean()) * 105 / 28 for rows in rows_of_ink]
+    assert [round((height - 3) / 15) for height in thickness] == [1, 2, 1, 1, 2, 3]
+    assert datasets.load("omniglot", tmp_path).fingerprint() == found.fingerprint()
+    assert TaskStream(found, [0, 1], tasks=3, batch=3, kind="task").steps(2) == 3

@@ -184,6 +184,47 @@ def test_changed_data_do_not_go_on(tmp_path, pendulum, capsys):
     assert "are not those that the run began with" in capsys.readouterr().err
 
 
+SWEEP = """
+agents = ["a2pr"]
+datasets = ["{data}"]
+seeds = 1
+steps = 12
+[options]
+env = "gym/Pendulum-v1"
+hidden = [[8, 8]]
+critic_hidden = [[8, 8]]
+vae_hidden = [[8, 8]]
+batch_size = 8
+mask = [0.5, 1.0]
+eval_episodes = 1
+diagnostics_every = 6
+tensorboard = false
+"""
+
+
+def test_a_sweep_over_data_is_diagnosed_and_probed(tmp_path, pendulum, capsys):
+    path = tmp_path / "masks.toml"
+    path.write_text(SWEEP.format(data=pendulum))
+    assert main(["sweep", str(path), "--dry-run"]) == 0
+    assert capsys.readouterr().out.count("neoteny offline a2pr --data") == 2
+    path.write_text(SWEEP.format(data=pendulum).replace("[0.5, 1.0]", "[0.5]"))
+    assert main(["sweep", str(path), "--out", str(tmp_path)]) == 0
+    assert "done, eval/return" in capsys.readouterr().err
+    (run,) = (path for path in (tmp_path / "masks").iterdir() if path.is_dir())
+    assert {json.loads(line)["data"] for line in (tmp_path / "masks" / "results.jsonl").open()} == {str(pendulum)}
+    names = {row.name for row in read_table(run)}
+    networks = ("actor", "critics", "value_net", "vae_encoder", "vae_decoder")
+    assert {f"plasticity/effective_rank/{network}" for network in networks} <= names
+    assert main(["sweep", str(path), "--out", str(tmp_path)]) == 0
+    assert "1 done" in capsys.readouterr().err
+    more = ["--samples", "8", "--steps", "2", "--draws", "2", "--no-layers", "--json", "--quiet"]
+    assert main(["probe", str(run), *more]) == 0
+    assert {row["network"] for row in json.loads(capsys.readouterr().out)["networks"]} == set(networks)
+    path.write_text(SWEEP.format(data="lab/nothing-v0"))
+    assert main(["sweep", str(path), "--dry-run"]) == 2
+    assert "lab/nothing-v0" in capsys.readouterr().err
+
+
 def test_agents_are_sent_to_their_own_commands(capsys, pendulum):
     assert main(["train", "a2pr", "--env", "gym/Pendulum-v1"]) == 2
     assert "neoteny offline a2pr --data" in capsys.readouterr().err
