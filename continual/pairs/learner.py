@@ -40,8 +40,10 @@ class PairLearner:
         self.measurements: list[Measurement] = []  # until someone takes them
         self._arrived: list[Scores] = []  # what was measured on the members that the present part has reached
         self._searched = [0.0] * self.members  # FLOPs of trying candidates
-        self._forward: list[Tensor] = []  # forward transfer of each part but the first, [K]
-        self._first = torch.zeros(self.members, dtype=torch.float64)  # R@1 on the first part when it had been learnt
+        # On the host, wherever the models are: forward transfer of each part but the first, and R@1 on the first part
+        # when it had been learnt, [K].
+        self._forward: list[Tensor] = []
+        self._first = torch.zeros(self.members, dtype=torch.float64)
         self._logged: list[Metrics] = []
 
     @property
@@ -80,7 +82,7 @@ class PairLearner:
         told: Scores = {}
         clip.extend_vocabulary(arrival)
         if part > 0:
-            told["retrieval/forward_transfer"] = on_arrival(clip.model, stream, part)
+            told["retrieval/forward_transfer"] = on_arrival(clip.model, stream, part).to("cpu")
             told["loss/validation_before_growth"] = self._validation(clip)
         before = clip.flops
         clip.grow(arrival)
@@ -116,11 +118,11 @@ class PairLearner:
         part = self.index
         scores = _stacked([evaluate(clip.model, self.stream, part) for clip in self.clips])
         scores["loss/validation"] = torch.stack([self._validation(clip) for clip in self.clips])
-        first = scores[_TRANSFER.format(part + 1)]
+        first = scores[_TRANSFER.format(part + 1)].to("cpu")
         if part == 0:
             self._first = first
         else:
-            scores["retrieval/backward_transfer"] = first - self._first.to(first.device)
+            scores["retrieval/backward_transfer"] = first - self._first
             scores["retrieval/forward_transfer"] = torch.stack(self._forward).mean(0)
         self.measurements.append(Measurement(self.steps, scores | self._sizes()))
         self._arrived.clear()

@@ -51,6 +51,17 @@ def test_12_ties_count_against_an_encoder_and_guesses_are_at_chance():
         assert abs(mean - expected) < 4 * (expected / (8 * pairs)) ** 0.5, name
 
 
+def test_12_validation_pairs_do_not_depend_on_the_training_batch():
+    """Their loss depends on how many pairs compete, so their number is the same whatever is trained on, and when."""
+    shapes = shapes_captions(16)
+    small, large = (PairStream(shapes, StreamConfig(batch=batch, text_length=8)) for batch in (16, 64))
+    for part in (0, 2, 4):
+        pairs = list(zip(small.validation(part), large.validation(part), strict=True))
+        assert {len(batch.concepts) for both in pairs for batch in both} == {21}
+        assert all(torch.equal(a, b) for both in pairs for a, b in zip(*both, strict=True))
+        assert torch.isin(torch.cat([batch.concepts for batch, _ in pairs]), small.concepts("held_out", part)).all()
+
+
 @pytest.fixture(scope="module")
 def emoji():
     if not packaged.is_here("emoji"):
