@@ -7,9 +7,11 @@ The principle is of the paper's abstract, the formula and the unit moves are of 
 
 from __future__ import annotations
 
+import bisect
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from continual.growth.axes import rounded
 from continual.growth.genome import TOWERS, Genome, Towers
@@ -139,25 +141,33 @@ def same_size(genome: Genome, blocks: int = 1, tolerance: float = 0.03) -> list[
     of it is left out; width under LayerNorm mostly is.
     """
     budget = deeper(genome, "image", blocks).capacity
-    found: list[Move[Genome]] = []
-    for name, sizes in _sizes(genome).items():
-        nearest = min(sizes, key=lambda grown: abs(grown.capacity - budget))
-        if nearest != genome and abs(nearest.capacity - budget) <= tolerance * budget:
-            found.append(Move(name, nearest))
-    return found
+    found = [Move(name, _nearest(larger, budget)) for name, larger in _dimensions(genome).items()]
+    fits = [abs(move.genome.capacity - budget) <= tolerance * budget for move in found]
+    return [move for move, fitting in zip(found, fits, strict=True) if fitting and move.genome != genome]
 
 
-def _sizes(genome: Genome) -> dict[str, Sequence[Genome]]:
-    """Of each dimension, genomes that only it tells apart."""
-    few, many = range(1, 65), range(1, 4097)
-    wide = [genome.grown(width=genome.width * times) for times in few]
-    if genome.norm == "rmsnorm":
-        widths = (genome.width + more for more in many)
-        wide = [genome.grown(width=width, epsilon=genome.epsilon * genome.width / width) for width in widths]
+def _nearest(larger: Callable[[int], Genome], budget: int) -> Genome:
+    """Of the genomes that are larger by 0, 1, 2 ... in one dimension, that whose capacity is nearest to a budget."""
+    most = 1
+    while larger(most).capacity < budget:
+        most *= 2
+    above = bisect.bisect_left(range(most + 1), budget, key=lambda more: larger(more).capacity)
+    return min((larger(max(above - 1, 0)), larger(above)), key=lambda genome: abs(genome.capacity - budget))
+
+
+def _dimensions(genome: Genome) -> dict[str, Callable[[int], Genome]]:
+    """Of each dimension, the genome that is larger by so many of its units."""
+
+    def wide(more: int) -> Genome:
+        if genome.norm == "layernorm":
+            return genome.grown(width=genome.width * (1 + more))
+        width = genome.width + more
+        return genome.grown(width=width, epsilon=genome.epsilon * genome.width / width)
+
     return {
-        **{f"{tower}_depth": [deeper(genome, tower, more) for more in few] for tower in TOWERS},
-        "ffn": [genome.grown(ffn=Towers(*(size + more for size in genome.ffn))) for more in many],
-        "heads": [genome.grown(heads=Towers(*(heads + more for heads in genome.heads))) for more in few],
-        "head_dim": [genome.grown(head_dim=genome.head_dim + more) for more in many],
+        **{f"{tower}_depth": partial(deeper, genome, tower) for tower in TOWERS},
+        "ffn": lambda more: genome.grown(ffn=Towers(*(size + more for size in genome.ffn))),
+        "heads": lambda more: genome.grown(heads=Towers(*(heads + more for heads in genome.heads))),
+        "head_dim": lambda more: genome.grown(head_dim=genome.head_dim + more),
         "width": wide,
     }

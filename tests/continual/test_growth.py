@@ -93,20 +93,22 @@ def test_a_step_is_adamw_with_clipped_gradients():
     ours, theirs = encoder(), encoder()
     settings = Optimisation(learning_rate=0.01, weight_decay=0.1, clip=0.5)
     training = Training(ours, settings, steps=30)
-    decayed = [p for p in theirs.parameters() if p.dim() >= 2]
-    rest = [p for p in theirs.parameters() if p.dim() < 2]
-    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-6)
+    means = [torch.zeros_like(p) for p in theirs.parameters()]
+    squares = [torch.zeros_like(p) for p in theirs.parameters()]
     for step in range(12):
         given = batch(seed=step)
         loss = contrastive_loss(*theirs(*given[:2]), theirs.logit_scale, given.concepts)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.5)
+        gradients = torch.autograd.grad(loss, list(theirs.parameters()))
+        norm = torch.cat([g.flatten() for g in gradients]).norm()
         rate = 0.01 * (step + 1) / 10 if step < 10 else 0.005 * (1 + math.cos(math.pi * (step - 10) / 20))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
+        with torch.no_grad():
+            for p, gradient, mean, square in zip(theirs.parameters(), gradients, means, squares, strict=True):
+                gradient = gradient * min(1.0, 0.5 / norm)
+                mean.lerp_(gradient, 0.1)
+                square.lerp_(gradient**2, 0.02)
+                corrected = (square / (1 - 0.98 ** (step + 1))).sqrt() + 1e-6
+                p *= 1 - (rate * 0.1 if p.dim() >= 2 else 0.0)
+                p -= rate * mean / (1 - 0.9 ** (step + 1)) / corrected
         torch.testing.assert_close(training.learn(given)["loss/contrastive"], loss.detach(), rtol=1e-4, atol=1e-4)
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)

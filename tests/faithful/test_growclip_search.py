@@ -81,6 +81,10 @@ def test_growths_of_one_dimension_to_the_same_size():
     sizes = [move.genome.capacity for move in moves]
     assert max(sizes) <= 1.03 * sizes[0]
     assert min(sizes) >= 0.97 * sizes[0]
+    ffn = next(move.genome for move in moves if move.name == "ffn")
+    less = ffn.grown(ffn=tuple(size - 1 for size in ffn.ffn))
+    assert abs(ffn.capacity - sizes[0]) <= abs(less.capacity - sizes[0])
+    assert "width" not in {move.name for move in moves}
     assert "width" in {move.name for move in same_size(GENOME.grown(width=64, norm="rmsnorm"), blocks=2)}
 
 
@@ -132,6 +136,7 @@ def test_trying_candidates_leaves_everything_as_it_was(name):
     state = torch.get_rng_state()
     candidates = grower.config.space.candidates(grower.genome, 1e9, grower.config.budget, True)
     assert ("width" in {move.name for move in candidates}) == (name == "independent")
+    candidates = candidates[:3]
     found = [grower._try(arrival(1, 400), candidates) for _ in range(2)]
     assert torch.equal(state, torch.get_rng_state())
     assert grower.model is model
@@ -203,7 +208,8 @@ def test_a_part_of_a_supernet_is_the_candidate():
 @pytest.mark.parametrize("engine", list(ENGINES))
 @pytest.mark.parametrize("recycle", [False, True])
 def test_what_a_candidate_learned_is_kept_if_it_is_recycled(engine, recycle):
-    grower = learner(engine=engine, recycle=recycle, momentum=1.0)
+    few = {"image_depth": None, "text_depth": None, "head_dim": None, "width": None}
+    grower = learner(engine=engine, recycle=recycle, momentum=1.0, **few)
     grower.arrive(arrival(0, 100))
     learn(grower, 0)
     before = grower.model
@@ -216,7 +222,7 @@ def test_what_a_candidate_learned_is_kept_if_it_is_recycled(engine, recycle):
 
 
 def test_measured_time_is_a_cost():
-    grower = learner(cost="time", cost_weight=None)
+    grower = learner(cost="time", cost_weight=None, width=None, image_depth=None, text_depth=None)
     grower.arrive(arrival(0, 100))
     record = grower.arrive(arrival(1, 400))
     assert all(0 < row["cost"] < 10 for row in record["candidates"])
@@ -236,7 +242,7 @@ def test_a_saved_learner_continues_as_if_nothing_had_happened(settings):
     grower = learner(choice="path", path=path, **settings)
     for part, pairs in enumerate((100, 200, 300, 400)):
         grower.arrive(arrival(part, pairs, vocabulary=30 + 2 * part))
-        learn(grower, part)
+        learn(grower, part, steps=1)
     assert [record["chosen"] for record in grower.history] == [HOLD, *path[:3]]
     file = io.BytesIO()
     torch.save(grower.state_dict(), file)
