@@ -19,7 +19,7 @@ from continual.networks_hypernet import Dropout, resnet32, zenkenet
 from continual.residual import basic_block
 from plasticity.intervention import Intervention
 from plasticity.networks.architectures import ARCHITECTURES, draw_
-from plasticity.networks.mlp_gradients import gradients_through
+from plasticity.networks.mlp_gradients import MLPGradients, gradients_through
 from plasticity.networks.stacked import StackedBatchNorm, StackedLinear, stack
 
 
@@ -63,12 +63,16 @@ class Classifier(nn.Module):
         return self._differentiable(torch.cat(batches, 1))
 
     def _differentiable(self, x: Tensor) -> Tensor:
-        """Outputs of which a loss is differentiated once: by hand for a plain perceptron, if nobody looks inside."""
-        if not torch.is_grad_enabled() or any(module._forward_hooks for module in self.modules()):
-            return self(x)
-        layers = self.features.named_children() if isinstance(self.features, nn.Sequential) else ()
-        by_hand = gradients_through((*layers, ("head", self.head)))
+        """Outputs of which a loss is differentiated once: by hand where that can be."""
+        by_hand = self.by_hand() if torch.is_grad_enabled() else None
         return self(x) if by_hand is None else by_hand(x)
+
+    def by_hand(self) -> MLPGradients | None:
+        """Gradients by hand of a plain perceptron into which nobody looks; else None."""
+        if any(module._forward_hooks for module in self.modules()):
+            return None
+        layers = self.features.named_children() if isinstance(self.features, nn.Sequential) else ()
+        return gradients_through((*layers, ("head", self.head)))
 
 
 def strided_cnn(shape: Sequence[int], hidden: Sequence[int], outputs: int) -> nn.Sequential:

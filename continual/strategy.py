@@ -6,7 +6,7 @@ never logs, touches files, or asks which benchmark it is in. The learner (`conti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,19 @@ class Setting:
     random: Callable[[], RandomStream]
 
 
+@dataclass(frozen=True)
+class Labelled:
+    """Samples to be learned by cross-entropy, x [K, B, *shape], y [K, B].
+
+    weight: of their mean. allowed: which outputs compete, bool, broadcast to [K, B, C]; None: all.
+    """
+
+    x: Tensor
+    y: Tensor
+    weight: float = 1.0
+    allowed: Tensor | None = None
+
+
 class Strategy:
     """Fine-tuning, and the parent of all others.
 
@@ -87,6 +100,7 @@ class Strategy:
         self.memory = Memory(kept, policy, setting.members, setting.outputs, setting.inputs, setting.random())
         # Classes of which a label was seen, [K, C].
         self.seen = torch.zeros(setting.members, setting.outputs, dtype=torch.bool, device=device)
+        self._weights_of_rows: dict[tuple[tuple[int, ...], tuple[float, ...]], Tensor] = {}
 
     def at_boundary(self) -> None:
         """Called between two tasks: interventions may act."""
@@ -98,10 +112,8 @@ class Strategy:
 
     def observe(self, batch: Batch, task: Task) -> Metrics:
         """Learn from the next batch of the stream. Returns what there is to know, [K] by name."""
-        (outputs,) = self.network.outputs_of(batch.x)
-        loss = self.cross_entropy(outputs, batch.y)
-        self.descend(loss)
-        return {"loss/current": loss.detach()}
+        (loss,) = self.learn(Labelled(batch.x, batch.y))
+        return {"loss/current": loss}
 
     def review(self, batches: Iterable[Batch], task: Task) -> Metrics:
         """Called after the last batch of a task, if `reviews`: its first pass again, in that order, not augmented.
@@ -130,23 +142,57 @@ class Strategy:
         """Weights of the head, [K, C, d], that samples of a task meet."""
         return self.network.head.weight.detach()
 
-    def cross_entropy(self, outputs: Tensor, labels: Tensor, allowed: Tensor | None = None) -> Tensor:
-        """Mean over the batch, [K], see `cross_entropies`."""
-        return self.cross_entropies(outputs, labels, allowed).mean(1)
+    def learn(self, *parts: Labelled) -> list[Tensor]:
+        """One step on the weighted sum of the parts' mean cross-entropies. Returns these before the step, [K] each.
 
-    def cross_entropies(self, outputs: Tensor, labels: Tensor, allowed: Tensor | None = None) -> Tensor:
-        """Of each sample, [K, B], of outputs [K, B, C], labels [K, B]; softmax over all outputs that compete.
+        Samples of all parts pass the network together, unless it mixes samples. Where outputs compete only with those
+        of their task, that holds here too. The derivative is taken by hand where that can be, see `Classifier.by_hand`.
+        """
+        sizes, weights = tuple(part.y.shape[1] for part in parts), tuple(part.weight for part in parts)
+        labels = _joined([part.y for part in parts])
+        allowed = self._competing(labels, self._allowed(parts))
+        by_hand = self.network.by_hand() if isinstance(self.optimizer, SGD | Adam) else None
+        if by_hand is None:
+            outputs = self.network.outputs_together(*(part.x for part in parts))
+            means = [losses.mean(1) for losses in _cross_entropies(outputs, labels, allowed).split(sizes, 1)]
+            self.descend(sum((w * mean for w, mean in zip(weights, means, strict=True)), start=0 * means[0]))
+            return [mean.detach() for mean in means]
+        passed = by_hand.forward(_joined([part.x for part in parts]))
+        losses, gradient = _with_gradient(passed.outputs, labels, allowed)
+        if (sizes, weights) not in self._weights_of_rows:
+            self._weights_of_rows[sizes, weights] = _weights_of_rows(sizes, weights, gradient)
+        gradient.mul_(self._weights_of_rows[sizes, weights])
+        plain = isinstance(self.optimizer, SGD) and not (self.optimizer.momentum or self.optimizer.weight_decay)
+        if plain:
+            by_hand.descend_along(passed, gradient, self.optimizer.learning_rate)
+        else:
+            self.optimizer.step(by_hand.pulled_back(passed, gradient))
+        return [own.mean(1) for own in losses.split(sizes, 1)]
+
+    def _allowed(self, parts: Sequence[Labelled]) -> Tensor | None:
+        """Of all parts behind one another, [K or 1, B, C]."""
+        if all(part.allowed is None for part in parts):
+            return None
+        shapes = [(*part.y.shape, self.setting.outputs) for part in parts]
+        every = parts[0].y.new_ones((), dtype=torch.bool)
+        masks = [every if part.allowed is None else part.allowed for part in parts]
+        return torch.cat([mask.expand(shape) for mask, shape in zip(masks, shapes, strict=True)], 1)
+
+    def cross_entropy(self, outputs: Tensor, labels: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """Mean over the batch, [K], of outputs [K, B, C], labels [K, B]; softmax over all outputs that compete.
 
         allowed: bool, broadcast to [K, B, C]; None: all. Where a sample's task is told, only its outputs compete.
         """
+        return _cross_entropies(outputs, labels, self._competing(labels, allowed)).mean(1)
+
+    def _competing(self, labels: Tensor, allowed: Tensor | None) -> Tensor | None:
+        """Those of `allowed` that are of the sample's task where that is told, broadcast to [K, B, C]; None: all."""
         scopes = self.setting.scopes
-        if scopes is not None:
-            member = torch.arange(len(labels), device=labels.device).unsqueeze(1)
-            own = scopes[member, labels]
-            allowed = own if allowed is None else own & allowed
-        if allowed is not None:
-            outputs = outputs.masked_fill(~allowed, -torch.inf)
-        return F.cross_entropy(outputs.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
+        if scopes is None:
+            return allowed
+        member = torch.arange(len(labels), device=labels.device).unsqueeze(1)
+        own = scopes[member, labels]
+        return own if allowed is None else own & allowed
 
     def descend(self, loss: Tensor) -> None:
         """One step of the optimiser on the losses of the members, [K], and what interventions add to them."""
@@ -174,3 +220,31 @@ class Strategy:
         self.optimizer.load_state_dict(state["optimizer"])
         self.seen.copy_(state["seen"])
         self.memory.load_state_dict(state["memory"])
+
+
+def _cross_entropies(outputs: Tensor, labels: Tensor, allowed: Tensor | None) -> Tensor:
+    """[K, B]; outputs that are not allowed do not compete."""
+    if allowed is not None:
+        outputs = outputs.masked_fill(~allowed, -torch.inf)
+    return F.cross_entropy(outputs.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
+
+
+def _with_gradient(outputs: Tensor, labels: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The same, and its gradient with respect to the outputs, softmax - 1[label]: [K, B, C]."""
+    if allowed is not None:
+        outputs = outputs.masked_fill(~allowed, -torch.inf)
+    label = labels.unsqueeze(2)
+    log_softmax = torch.log_softmax(outputs, 2)
+    losses = -log_softmax.gather(2, label).squeeze(2)
+    gradient = log_softmax.exp_()
+    return losses, gradient.scatter_add_(2, label, gradient.new_full((1, 1, 1), -1.0).expand_as(label))
+
+
+def _weights_of_rows(sizes: Sequence[int], weights: Sequence[float], like: Tensor) -> Tensor:
+    """What each sample's loss counts in the sum, [B, 1]."""
+    return torch.cat([like.new_full((size, 1), w / size) for size, w in zip(sizes, weights, strict=True)])
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    """Behind one another along the samples, [K, sum of B_i, ...]."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), 1)

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from continual.memory import Batch, Policy
 from continual.strategies.replay import check_replay
-from continual.strategy import Metrics, Setting, Strategy
+from continual.strategy import Labelled, Metrics, Setting, Strategy
 from continual.streams import Task
 
 
@@ -50,11 +48,8 @@ class ER(Strategy):
             metrics = super().observe(batch, task)
         else:
             replay = self.memory.sample(self.config.replay_batch)
-            outputs = self.network.outputs_together(batch.x, replay.x)
-            losses = self.cross_entropies(outputs, torch.cat([batch.y, replay.y], 1))
-            new = batch.y.shape[1]
-            current, replayed = losses[:, :new].mean(1), losses[:, new:].mean(1)
-            self.descend(current + self.config.replay_weight * replayed)
-            metrics = {"loss/current": current.detach(), "loss/replay": replayed.detach()}
+            old = Labelled(replay.x, replay.y, self.config.replay_weight)
+            current, replayed = self.learn(Labelled(batch.x, batch.y), old)
+            metrics = {"loss/current": current, "loss/replay": replayed}
         self.memory.insert(batch)
         return metrics

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from continual.memory import Batch, Policy
 from continual.strategies.replay import check_replay
-from continual.strategy import Metrics, Setting, Strategy
+from continual.strategy import Labelled, Metrics, Setting, Strategy
 from continual.streams import Task
 
 
@@ -52,10 +52,9 @@ class ERACE(Strategy):
             metrics = super().observe(batch, task)
         else:
             replay = self.memory.sample(self.config.replay_batch)
-            new, old = self.network.outputs_of(batch.x, replay.x)
             allowed = classes_of(batch.y, self.setting.outputs) if task.index else None
-            current, replayed = self.cross_entropy(new, batch.y, allowed), self.cross_entropy(old, replay.y)
-            self.descend(current + replayed)
-            metrics = {"loss/current": current.detach(), "loss/replay": replayed.detach()}
+            new = Labelled(batch.x, batch.y, allowed=allowed)
+            current, replayed = self.learn(new, Labelled(replay.x, replay.y))
+            metrics = {"loss/current": current, "loss/replay": replayed}
         self.memory.insert(batch)
         return metrics

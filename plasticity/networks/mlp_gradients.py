@@ -45,7 +45,7 @@ class MLPGradients:
 
     def __init__(self, layers: Sequence[_Layer]):
         self._layers = list(layers)
-        self._parameters = [t for layer in layers for t in (layer.weight, layer.bias) if t is not None]
+        self.parameters = [t for layer in layers for t in (layer.weight, layer.bias) if t is not None]
         self._names = [layer.activation for layer in layers if layer.activation is not None]
 
     @torch.no_grad()
@@ -82,7 +82,7 @@ class MLPGradients:
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [K, B, ...] -> outputs [K, B, out], of which any loss may be differentiated, once."""
-        return _Pass.apply(self, x, *self._parameters)  # type: ignore[return-value]
+        return _Pass.apply(self, x, *self.parameters)  # type: ignore[return-value]
 
     def pulled_back(self, passed: Passed, gradient: Tensor) -> list[Tensor]:
         """Of a loss with this gradient with respect to the outputs, [K, B, out]: one new tensor a parameter."""
@@ -91,10 +91,14 @@ class MLPGradients:
             found = [torch.bmm(delta.mT, inputs), *([] if layer.bias is None else [delta.sum(1)]), *found]
         return found
 
-    @torch.no_grad()
     def descend(self, passed: Passed, targets: Tensor, learning_rate: float) -> None:
-        """One step of plain gradient descent, in place."""
-        for layer, inputs, delta in self._backward(passed, output_gradient(passed.outputs, targets)):
+        """One step of plain gradient descent on the members' losses, in place."""
+        self.descend_along(passed, output_gradient(passed.outputs, targets), learning_rate)
+
+    @torch.no_grad()
+    def descend_along(self, passed: Passed, gradient: Tensor, learning_rate: float) -> None:
+        """The same of a loss with this gradient with respect to the outputs, [K, B, out]."""
+        for layer, inputs, delta in self._backward(passed, gradient):
             layer.weight.baddbmm_(delta.mT, inputs, alpha=-learning_rate)
             if layer.bias is not None:
                 layer.bias.add_(delta.sum(1), alpha=-learning_rate)

@@ -20,6 +20,7 @@ from continual.learner import Learner
 from continual.memory import POLICIES, Batch
 from continual.networks import NETWORKS
 from continual.strategies.er_ace import classes_of
+from continual.strategy import Labelled
 from plasticity.registry import make
 from plasticity.registry import names as registry_names
 from tests.plasticity.test_interventions import SETTINGS
@@ -195,6 +196,27 @@ def test_er_is_two_separate_means():
         torch.testing.assert_close(parameter, value, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["class", "task"])
+@pytest.mark.parametrize("changes", [{}, {"momentum": 0.9, "nesterov": True}, {"optimizer": "adam"}], ids=str)
+def test_labels_are_learned_by_hand_as_by_autograd(kind, changes):
+    benchmark = dataclasses.replace(TOY, kind=kind, **changes)
+    by_hand, traced = (learner("naive", (0, 1), benchmark).strategy for _ in range(2))
+    traced.network.head.register_forward_hook(lambda *_: None)  # who looks inside gets autograd
+    assert by_hand.network.by_hand() is not None
+    assert traced.network.by_hand() is None
+    source = torch.Generator().manual_seed(0)
+    outputs = by_hand.setting.outputs
+    allowed = torch.rand(2, 3, outputs, generator=source) < 0.5
+    for _ in range(4):
+        x = [torch.rand(2, n, *BLOBS.train_images.shape[1:], generator=source) for n in (3, 5)]
+        y = [torch.randint(outputs, (2, n), generator=source) for n in (3, 5)]
+        parts = [Labelled(x[0], y[0], allowed=allowed.scatter(2, y[0].unsqueeze(2), True)), Labelled(x[1], y[1], 0.3)]
+        for one, other in zip(by_hand.learn(*parts), traced.learn(*parts), strict=True):
+            torch.testing.assert_close(one, other)
+    for one, other in zip(by_hand.parameters, traced.parameters, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+
+
 def test_er_ace_lets_only_the_classes_of_the_batch_compete():
     present = classes_of(torch.tensor([[1, 1, 3], [0, 2, 2]]), 4)
     assert present[:, 0].tolist() == [[False, True, False, True], [True, False, True, False]]
@@ -249,7 +271,7 @@ def test_costs_by_hand():
 
 
 def test_the_names_for_the_page_of_help_are_those_there_are():
-    assert tuple(STRATEGIES) == NAMES
+    assert (*STRATEGIES, "growclip") == NAMES
 
 
 def test_strategies_need_what_they_say():
