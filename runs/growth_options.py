@@ -86,7 +86,8 @@ class GrowthPreset:
 
 # The paper's own schedule and optimiser are not known; sizes and the cap are of specs/growclip-and-growth.md, A.2.
 PRESETS: dict[str, GrowthPreset] = {
-    "small": GrowthPreset(),
+    # With ζ = 0.5 the pairs of the emoji, less than doubling, would make room for one move only.
+    "small": GrowthPreset(settings={"budget_exponent": 1.0}),
     "paper": GrowthPreset(
         options={"steps": 2000, "batch_size": 256},
         settings={"learning_rate": 5e-4, "proxy_steps": 60},
