@@ -319,7 +319,7 @@ def wait_for_rows(run: Path, count: int) -> None:
 def test_two_seeds_stopped_apart_killed_and_resumed(tmp_path, two_seeds):
     """One process a seed, real ones: Ctrl-C finds them at different steps, kill -9 of the parent takes all with it,
     and a second process is told which one is at work."""
-    more = ["--steps", "3000", "--checkpoint-every", "400", "--eval-every", "1000", "--seeds", "2", "--seed", "3"]
+    more = ["--steps", "1200", "--checkpoint-every", "160", "--eval-every", "600", "--seeds", "2", "--seed", "3"]
     train = [*two_seeds, *more, "--no-tensorboard", "--out", str(tmp_path), "--name"]
     resume = [sys.executable, "-m", "runs.cli", "resume", str(tmp_path / "run")]
     run = tmp_path / "run"
