@@ -7,7 +7,7 @@ field, and the bridge to Avalanche. This room may import `plasticity`; it never 
 # The strategies of `continual.catalogue`, and GrowCLIP, here so that a page of help need not import torch.
 NAMES = (
     "naive", "joint", "cumulative", "er", "er_ace", "der", "derpp", "uer", "ewc", "si", "lwf", "agem", "packnet", "dst",
-    "hypernet", "chunked_hypernet", "mixture_growth", "growclip",
+    "hypernet", "chunked_hypernet", "grow", "mixture_growth", "growclip",
 )  # fmt: skip
 # Those of Avalanche, `continual.avalanche.baselines.SETTINGS`.
 BASELINES = (

@@ -28,6 +28,7 @@ from continual.strategies import (
     er,
     er_ace,
     ewc,
+    grow,
     hypernet,
     joint,
     lwf,
@@ -65,6 +66,7 @@ STRATEGIES: dict[str, tuple[type[Strategy], type[Any]]] = {
     "dst": (dst.DST, dst.Config),
     "hypernet": (hypernet.Hypernet, hypernet.Config),
     "chunked_hypernet": (chunked_hypernet.ChunkedHypernet, chunked_hypernet.Config),
+    "grow": (grow.Grow, grow.Config),
     "mixture_growth": (mixture_growth.MixtureGrowth, mixture_growth.Config),
 }
 
@@ -307,7 +309,8 @@ def make_setting(
         return plastic_optimizer(trained, plain, interventions, sources, partial(fresh, head_bias))
 
     return Setting(
-        members=len(seeds), outputs=stream.outputs, tasks=stream.tasks, labelled=stream.kind == "task",
+        members=len(seeds), shape=tuple(stream.shape), outputs=stream.outputs, tasks=stream.tasks,
+        labelled=stream.kind == "task",
         scopes=stream.scopes, network=network, fresh=fresh, optimizer=optimizer,
         inputs=inputs, memory=benchmark.memory, random=lambda: drawn("memory", next(uses)), batch=stream.batch,
         steps=tuple(stream.steps(index) for index in range(stream.tasks)),

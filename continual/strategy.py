@@ -31,15 +31,16 @@ Optimizer = SGD | Adam | PlasticOptimizer
 class Setting:
     """What a strategy is told before the first task.
 
-    outputs: C, of all tasks together. tasks: how many will come. labelled: a sample's task is told. scopes: [K, C, C],
-    see `TaskStream.scopes`. network: draws one for all members, head with a bias or not; fresh: one member's, from a
-    generator. optimizer: makes that of such a network, with the interventions of the run (where there are none, of any
-    module). inputs: how stored images become what is learned from. memory: how many samples may be kept, if a strategy
-    is not told otherwise. random: the stream for what is kept and replayed, another one at each call. batch: samples of
-    the stream in a step. steps: how many each task has.
+    shape: of an input. outputs: C, of all tasks together. tasks: how many will come. labelled: a sample's task is told.
+    scopes: [K, C, C], see `TaskStream.scopes`. network: draws one for all members, head with a bias or not; fresh: one
+    member's, from a generator. optimizer: makes that of such a network, with the interventions of the run (where there
+    are none, of any module). inputs: how stored images become what is learned from. memory: how many samples may be
+    kept, if a strategy is not told otherwise. random: the stream for what is kept and replayed, another one at each
+    call. batch: samples of the stream in a step. steps: how many each task has.
     """
 
     members: int
+    shape: tuple[int, ...]
     outputs: int
     tasks: int
     batch: int

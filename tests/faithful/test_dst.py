@@ -432,8 +432,8 @@ def test_a_task_on_a_gpu_neither_waits_for_numbers_nor_mixes_devices(optimizer, 
             random = RandomStream([torch.Generator() for _ in range(2)], cuda)
             scopes = torch.ones(2, 4, 4, dtype=torch.bool)
             setting = Setting(
-                members=2, outputs=4, tasks=2, batch=8, steps=(2, 2), labelled=True, scopes=scopes, network=network,
-                fresh=lambda bias, source: network(bias), optimizer=made, inputs=Inputs(1), memory=0,
+                members=2, shape=(1, 8, 8), outputs=4, tasks=2, batch=8, steps=(2, 2), labelled=True, scopes=scopes,
+                network=network, fresh=lambda bias, source: network(bias), optimizer=made, inputs=Inputs(1), memory=0,
                 random=lambda: random,  # noqa: B023
             )  # fmt: skip
             strategy = DST(setting, dst.Config(growth=growth, bn=bn, update_every=1))

@@ -73,6 +73,7 @@ FLAGS = {
     "dst": [*TOY, "--preset", "small", "--epochs", "2", "--policy", "free-capacity-density"],
     "hypernet": [*TOY, "--chunk", "600"],
     "mixture_growth": TOY,
+    "grow": [*TOY, "--choice", "search", "--proxy-steps", "4"],
 }
 
 
@@ -89,7 +90,17 @@ def stopped(command: list[str], folder: Path, looks: int, monkeypatch) -> Path:
 
 @pytest.mark.parametrize(
     ("strategy", "looks"),
-    [("uer", 0), ("uer", 1), ("uer", 5), ("uer", 6), ("dst", 5), ("dst", 6), ("hypernet", 5), ("mixture_growth", 8)],
+    [
+        ("uer", 0),
+        ("uer", 1),
+        ("uer", 5),
+        ("uer", 6),
+        ("dst", 5),
+        ("dst", 6),
+        ("hypernet", 5),
+        ("mixture_growth", 8),
+        ("grow", 4),
+    ],
 )
 def test_stopped_anywhere_and_resumed_it_is_the_same_run(strategy, looks, tmp_path, monkeypatch):
     """Before the first step, in the midst of the first and the second task, and at a task's end (8 = 3 + 3 + 2)."""
