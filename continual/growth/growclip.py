@@ -73,26 +73,35 @@ class Config(Optimisation):
     """unit moves, see `GrowthSpace`; None: never"""
 
     engine: Literal["independent", "supernet"] = "independent"
+    """candidates are tried each by itself, or as parts of one network"""
     proxy_steps: int = 40
+    """steps of trying a candidate"""
     repeats: int = 2
+    """of each trial, with other batches"""
     cost: Cost = "flops"
+    """of a training step"""
     cost_weight: float | None = 0.02
     """w; None: fitted"""
-    recycle: bool = False
-    """the chosen candidate keeps what it learned while it was tried"""
+    recycle: bool | None = None
+    """the chosen candidate keeps what it learned while it was tried; None: in a supernet, as AutoProg does"""
 
     inheritance: Inheritance = "mix"
     momentum: float = 0.9
     """m of PIM; 1: growth changes nothing"""
     rescale: bool = False
+    """the mix is divided by sqrt(m² + (1 - m)²)"""
     mix_on_hold: bool = False
     """PIM also where it does not grow: shrink and perturb"""
     ema_decay: float = 0.99
+    """of the running average that `ema` inherits"""
     ema_decays: tuple[float, ...] = ()
     """of the averages that copies of a number are taken from, so that they differ"""
     optimizer_state: Literal["fresh", "carry"] = "fresh"
+    """of AdamW; carry: moments of what is inherited go on"""
     depth_source: DepthSource = "copy"
+    """what a new block is; copy and fresh write nothing at first, stack and random do"""
     neurons: Neurons = "zero"
+    """new ones of a hidden layer: unread at first, or copies that share what is read"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -258,7 +267,8 @@ class GrowClip:
         rows, weight = search.table(candidates, trials, hold_cost, config.cost_weight)
         record |= {"candidates": [row.as_dict() for row in rows], "cost_weight": weight}
         chosen = search.best(rows, hold_cost, weight)
-        return candidates[chosen], trials[chosen].model if config.recycle else None
+        recycle = config.engine == "supernet" if config.recycle is None else config.recycle
+        return candidates[chosen], trials[chosen].model if recycle else None
 
     def _try(self, arrival: Arrival, candidates: Sequence[Move[Genome]]) -> list[search.Trial]:
         config, step = self.config, self.growths
