@@ -60,7 +60,8 @@ class Templates(nn.Module):
         deviation = math.sqrt(2 / (columns * math.prod(kernel)))
         drawn = [deviation * random.normal(n, rows, columns, *kernel) for _ in (0, 1)]
         self.sets = nn.ParameterList(nn.Parameter(t) for t in drawn)
-        mixed = torch.stack([_orthogonal_rows(blocks, n, source) for source in random.generators])
+        rows_of_one = _orthogonal(random.normal(max(blocks, n), min(blocks, n)))
+        mixed = rows_of_one if blocks >= n else rows_of_one.mT
         self.coefficients = nn.ParameterList(nn.Parameter(c.clone()) for c in mixed.unbind(1))
 
     def block(self, index: int) -> Tensor:
@@ -99,8 +100,10 @@ def halved(size: int) -> int:
     return -(-size // 2)
 
 
-def _orthogonal_rows(rows: int, columns: int, source: torch.Generator) -> Tensor:
-    return nn.init.orthogonal_(torch.empty(rows, columns, device=source.device), generator=source)
+def _orthogonal(numbers: Tensor) -> Tensor:
+    """Orthonormal columns of Gaussian numbers [K, m, n], uniform among all such (`torch.nn.init.orthogonal_`)."""
+    q, r = torch.linalg.qr(numbers)
+    return q * r.diagonal(dim1=1, dim2=2).sign().unsqueeze(1)
 
 
 def new_coefficients(how: Coefficients, drawn: Tensor, scale: float, random: RandomStream) -> tuple[Tensor, Tensor]:
