@@ -24,6 +24,7 @@ Split = Literal["train", "held_out"]
 REGIMES: tuple[str, ...] = get_args(Regime)
 # What numbers are drawn for; new ones go to the end, so that old runs keep theirs.
 _PURPOSES = ("held_out", "order", "content", "memory", "proxy", "validation")
+_FEWEST = 2  # concepts to match with one another
 _SHIFT = 16  # images move by up to this part of their side
 _BRIGHTNESS = 0.1
 
@@ -83,7 +84,7 @@ class PairStream:
         self._of_concept, self._image_counts = self._images_of_concepts()
         self._orders: dict[tuple[int, int, int], Tensor] = {}
         for part in range(self.parts):
-            if len(self.concepts("train", part, part)) < 2 or len(self.concepts("held_out", part, part)) < 1:
+            if min(len(self.concepts(split, part, part)) for split in ("train", "held_out")) < _FEWEST:
                 raise ValueError(f"part {part + 1} of '{pairs.name}' has too few concepts to train on and to hold out")
 
     def _learn_words(self) -> tuple[Vocabulary, tuple[int, ...]]:
@@ -206,12 +207,15 @@ class PairStream:
 
 
 def held_out(pairs: Pairs, share: float) -> Tensor:
-    """Which concepts [C] are for tests: so much of each part, the same in every run, whatever its seed."""
+    """Which concepts [C] are for tests: so much of each part, but at least two.
+
+    They are the same in every run, whatever its seed.
+    """
     found = torch.zeros(len(pairs.concepts), dtype=torch.bool)
     for part in range(pairs.count):
         own = (pairs.parts == part).nonzero().flatten()
         draw = torch.Generator().manual_seed(part)
-        found[own[torch.randperm(len(own), generator=draw)[: max(1, int(share * len(own)))]]] = True
+        found[own[torch.randperm(len(own), generator=draw)[: max(_FEWEST, int(share * len(own)))]]] = True
     return found
 
 

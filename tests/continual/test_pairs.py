@@ -141,7 +141,8 @@ def test_bad_collections_and_settings_are_refused_in_a_sentence(shapes):
     with pytest.raises(ValueError, match="make no 2000 parts"):
         shapes.in_parts(2000)
     with pytest.raises(ValueError, match="too few concepts"):
-        PairStream(shapes.limited(1), StreamConfig())
+        PairStream(shapes.limited(3), StreamConfig())
+    assert len(PairStream(shapes.limited(4), StreamConfig()).concepts("held_out", 4)) == 10  # two of each, to match
     blank = dataclasses.replace(shapes.concepts[0], captions=("!",))
     with pytest.raises(ValueError, match="caption of 'shapes-captions' is empty"):
         dataclasses.replace(shapes, concepts=[blank, *shapes.concepts[1:]])
