@@ -43,7 +43,7 @@ ENGINES: dict[str, Engine] = {"independent": search.independent, "supernet": sup
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Optimisation):
+class Config(Optimisation, GrowthSpace):
     """Values of this house throughout; the paper's are not known.
 
     Baselines are settings of it: `choice` fixed, random or path; `inheritance` scratch or none; `depth_source` stack.
@@ -61,16 +61,6 @@ class Config(Optimisation):
     """it grows if so many times the pairs of the last growth arrived"""
     force_growth: bool = True
     """it does not hold while a growth fits the budget"""
-    pairs_of_moves: bool = False
-    """two growths at once are candidates too"""
-    image_depth: int | None = 1
-    text_depth: int | None = 1
-    shared_depth: int | None = 1
-    ffn: float | None = 1.5
-    heads: int | None = 1
-    head_dim: float | None = 1.5
-    width: float | None = 2.0
-    """unit moves, see `GrowthSpace`; None: never"""
 
     engine: Literal["independent", "supernet"] = "independent"
     """candidates are tried each by itself, or as parts of one network"""
@@ -86,6 +76,7 @@ class Config(Optimisation):
     """the chosen candidate keeps what it learned while it was tried; None: in a supernet, as AutoProg does"""
 
     inheritance: Inheritance = "mix"
+    """mix: PIM; ema: of running averages; none: of the weights as they are; scratch: nothing is inherited"""
     momentum: float = 0.9
     """m of PIM; 1: growth changes nothing"""
     rescale: bool = False
@@ -104,7 +95,8 @@ class Config(Optimisation):
     """new ones of a hidden layer: unread at first, or copies that share what is read"""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        Optimisation.__post_init__(self)
+        GrowthSpace.__post_init__(self)
         allowed: dict[str, Sequence[str]] = {
             "choice": get_args(Choice), "engine": tuple(ENGINES), "cost": get_args(Cost),
             "inheritance": get_args(Inheritance), "optimizer_state": ("fresh", "carry"),
@@ -124,7 +116,7 @@ class Config(Optimisation):
             raise ValueError("a supernet needs growths that begin at zero: depth_source copy or fresh, neurons zero")
         for name in self.path:
             self.space.move(Genome(), name)
-        _ = self.space, self.budget, self.operators  # which check their own
+        _ = self.budget, self.operators  # which check their own
 
     @property
     def space(self) -> GrowthSpace:

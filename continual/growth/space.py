@@ -48,21 +48,24 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class GrowthSpace:
-    """Unit moves; None: that dimension never grows.
-
-    image_depth, text_depth, shared_depth: blocks more. ffn, head_dim, width: factors; sizes become multiples of 8, a
-    width under LayerNorm a multiple of what it was. heads: heads more, in all stacks. pairs_of_moves: two different
-    moves at once are candidates too.
-    """
+    """Unit moves; None: that dimension never grows."""
 
     image_depth: int | None = 1
+    """a move adds so many blocks"""
     text_depth: int | None = 1
+    """a move adds so many blocks"""
     shared_depth: int | None = 1
+    """a move adds so many blocks"""
     ffn: float | None = 1.5
+    """a move makes so many times the hidden neurons, a multiple of 8"""
     heads: int | None = 1
+    """a move adds so many heads to all stacks"""
     head_dim: float | None = 1.5
+    """a move makes heads so many times as large, a multiple of 8"""
     width: float | None = 2.0
+    """a move makes the stream so many times as wide; under LayerNorm that is a whole number"""
     pairs_of_moves: bool = False
+    """two different moves at once are candidates too"""
 
     def __post_init__(self) -> None:
         for name in ("ffn", "head_dim", "width"):
