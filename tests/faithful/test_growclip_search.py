@@ -334,8 +334,8 @@ def test_choices_without_a_search():
     assert (scratch - values(tried["path"].model)["tokens"]).abs().mean() > 0.01
 
 
-def test_shrink_and_perturb_is_mixing_without_growth():
-    for settings, changes in (({"mix_on_hold": True}, True), ({}, False)):
+def test_shrink_and_perturb_is_mixing_without_growth_and_scratch_begins_anew_where_it_holds():
+    for settings, changes in (({"mix_on_hold": True}, True), ({"inheritance": "scratch"}, True), ({}, False)):
         grower = learner(choice="path", **settings)
         grower.arrive(arrival(0, 100))
         learn(grower, 0)
