@@ -233,8 +233,8 @@ class GrowClip:
         move, trained = self._choose(arrival, cap, record)
         record["chosen"] = move.name
         step, self.growths = self.growths, self.growths + 1
-        perturbs = self.config.inheritance == "scratch" or (self.config.mix_on_hold and self.config.inheritance == "mix")
-        if move.genome == self.genome and not perturbs:
+        stays = {"scratch": False, "mix": not self.config.mix_on_hold}.get(self.config.inheritance, True)
+        if move.genome == self.genome and stays:
             return self.model, SlotMap.same(self.model.named_parameters())
         if move.genome != self.genome:
             self.grown_at_pairs = arrival.pairs
