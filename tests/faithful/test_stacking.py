@@ -123,10 +123,10 @@ def test_stacked_transformers_are_what_they_are_alone_and_causal():
         torch.testing.assert_close(stack(vits)(images)[index], model(images[index]), rtol=1e-4, atol=1e-5)
 
 
-def test_characters_are_of_the_standard_library_and_cannot_be_told_from_elsewhere():
-    text = docstrings(20_000)
-    assert len(text) == 20_000
-    assert text == docstrings(20_000)
+def test_characters_are_the_documentation_of_the_standard_library():
+    text = docstrings(2_000)
+    assert len(text) == 2_000
+    assert docstrings(1_000) == text[:1_000]
     alphabet, codes = encoded(text)
     assert "".join(alphabet[i] for i in codes[:500].tolist()) == text[:500]
     assert int(codes.max()) + 1 == len(alphabet) <= 97

@@ -72,8 +72,8 @@ FLAGS = {
     "uer": TOY,
     "dst": [*TOY, "--preset", "small", "--epochs", "2", "--policy", "free-capacity-density"],
     "hypernet": [*TOY, "--chunk", "600"],
-    "mixture_growth": TOY,
-    "grow": [*TOY, "--choice", "search", "--proxy-steps", "4"],
+    "mixture_growth": [*TOY, "--tasks", "2", "--eval-every", "0"],
+    "grow": [*TOY, "--choice", "search", "--proxy-steps", "4", "--eval-every", "0"],
 }
 
 
