@@ -25,15 +25,15 @@ _GENOMES = {"small": (SMALL, None), "paper": (PAPER, PAPER_CAP.capacity)}
 def prepare_growth(arguments: Sequence[str]) -> tuple[GrowthConfig, GrowthOptions]:
     """Everything about a run, checked as far as it can be without the data. Raises ValueError, one sentence."""
     prog = f"neoteny continual {GROWCLIP}"
-    if asks_for_help(arguments):
-        print(help_page([GrowthOptions, Config], [None, Config()], prog, GROWTH_EXAMPLE))
-        raise SystemExit(0)
     name = given_value(arguments, "--preset") or "small"
     if name not in PRESETS:
         raise UsageError(f"'{GROWCLIP}' has no preset '{name}'.{nearest(name, PRESETS)}")
     preset = PRESETS[name]
     first, largest = _GENOMES[preset.genome]
     defaults = Config(**{"largest": largest, **preset.settings})
+    if asks_for_help(arguments):
+        print(help_page([GrowthOptions, Config], [None, defaults], prog, GROWTH_EXAMPLE))
+        raise SystemExit(0)
     options, settings = parse_with_agent(GrowthOptions, defaults, arguments, prog, GROWTH_EXAMPLE, {}, preset.options)
     _check(options)
     seeds = tuple(range(options.seed, options.seed + options.seeds))

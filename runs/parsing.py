@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import dataclasses
+import functools
 import inspect
 import io
 import itertools
@@ -130,8 +131,12 @@ def _flag(name: str) -> str:
 
 
 def _is_positional(cls: type, name: str) -> bool:
-    hint = get_type_hints(cls, include_extras=True)[name]
-    return tyro.conf.Positional in getattr(hint, "__metadata__", ())
+    return tyro.conf.Positional in getattr(_hints(cls)[name], "__metadata__", ())
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls, include_extras=True)
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
