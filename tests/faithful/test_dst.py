@@ -255,7 +255,8 @@ def test_14_dense_it_is_ordinary_training_and_then_only_biases_change():
     plain.advance(8)
     strategy = learn(dense, 1)
     for (name, own), other in zip(strategy.network.named_parameters(), plain.strategy.parameters, strict=True):
-        assert torch.equal(own, other), name
+        # Ordinary training takes these derivatives by hand, so the last digits differ.
+        torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-6, msg=name)
     before = {name: p.detach().clone() for name, p in strategy.network.named_parameters()}
     learn(dense, 2)
     changed = {name for name, p in strategy.network.named_parameters() if not torch.equal(p, before[name])}
