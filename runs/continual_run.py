@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -33,6 +33,9 @@ from runs.population_run import PopulationRun, Trained, restore
 from runs.record import State
 from runs.recovery import add_differences
 from runs.settings import CONFIG, read_config, read_fields
+
+if TYPE_CHECKING:
+    from runs.growth_run import GrowthConfig
 
 CONTINUAL = "continual"  # the command in `config.json`
 PREDICTIONS = "predictions"
@@ -146,10 +149,8 @@ def train(
     if len(config.seeds) == 1:  # products of one small network are faster without oneDNN's call
         torch.set_float32_matmul_precision("highest")
     learner = build(config)
-    before = restore(learner, folder, config.seeds, config.environment)
-    known = add_differences(before.get("differences", ()), differences, learner.steps)
-    with contextlib.closing(PopulationRun(folder, config.seeds, learner, config.tensorboard, before, known)) as run:
-        if not before:
+    with opened(learner, folder, config, differences) as run:
+        if run.is_new:
             _write_costs(config, run)
         return drive(
             learner,
@@ -177,6 +178,20 @@ class Driven(Trained, Protocol):
     def done(self) -> bool: ...
 
     def advance(self, steps: int) -> None: ...
+
+
+@contextlib.contextmanager
+def opened(
+    learner: Driven, folder: Path, config: ContinualConfig | GrowthConfig, differences: Sequence[str]
+) -> Iterator[PopulationRun]:
+    """The record of a run, the learner being put where its newest checkpoint left it; closed behind.
+
+    differences: see `train`. Raises ValueError, one sentence, if it cannot go on here.
+    """
+    before = restore(learner, folder, config.seeds, config.environment)
+    known = add_differences(before.get("differences", ()), differences, learner.steps)
+    with contextlib.closing(PopulationRun(folder, config.seeds, learner, config.tensorboard, before, known)) as run:
+        yield run
 
 
 def drive(

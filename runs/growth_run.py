@@ -6,7 +6,6 @@ was chosen), and `gallery.npz` what a few held-out captions find.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -26,12 +25,10 @@ from continual.pairs.evaluation import gallery
 from continual.pairs.learner import PairLearner
 from continual.pairs.stream import PairStream, StreamConfig
 from runs import compute
-from runs.continual_run import CONTINUAL, drive, with_tuples
+from runs.continual_run import CONTINUAL, drive, opened, with_tuples
 from runs.files import read_json, write_atomically, write_json
 from runs.growth_section import GALLERY, HISTORY
-from runs.population_run import PopulationRun, restore
 from runs.record import State
-from runs.recovery import add_differences
 from runs.settings import CONFIG, read_config, read_fields
 
 _SLICE = 10  # steps between two looks at whether to stop
@@ -152,9 +149,7 @@ def train(
     """
     compute.set_up(torch.device(config.device), config.threads)
     learner = build(config)
-    before = restore(learner, folder, config.seeds, config.environment)
-    known = add_differences(before.get("differences", ()), differences, learner.steps)
-    with contextlib.closing(PopulationRun(folder, config.seeds, learner, config.tensorboard, before, known)) as run:
+    with opened(learner, folder, config, differences) as run:
         return drive(
             learner, run, config.checkpoint_every, _SLICE, tell, stop_wanted, lambda: _write_growth(learner, folder)
         )

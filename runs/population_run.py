@@ -69,6 +69,7 @@ class PopulationRun:
         differences: Sequence[str],
     ):
         self.folder, self.seeds, self.trained, self.differences = folder, tuple(seeds), trained, list(differences)
+        self.is_new = not before
         self._started = self._saved_at = time.monotonic()
         self._seconds_before = before.get("wall_seconds", 0.0)
         self.record = Record(folder, seeds, tensorboard, before.get("table_bytes", 0))

@@ -40,10 +40,9 @@ class Budget:
         """Of how many parameters the model should be; those of the first part stand for themselves."""
         return first_parameters * (pairs / first_pairs) ** self.exponent
 
-    def allows(self, genome: Genome, cap: float) -> bool:
-        """Whether a genome fits into a cap, with some slack, and the hard limit."""
-        hard = self.parameters is None or genome.capacity <= self.parameters
-        return hard and genome.capacity <= cap * _SLACK
+    def allows(self, parameters: int, cap: float) -> bool:
+        """Whether a model of so many fits into a cap, with some slack, and the hard limit."""
+        return (self.parameters is None or parameters <= self.parameters) and parameters <= cap * _SLACK
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +114,7 @@ class GrowthSpace:
         names = [*self.names, *(self._pairs() if self.pairs_of_moves else ())]
         found: dict[Genome, Move[Genome]] = {}
         for move in (self.move(genome, name) for name in names):
-            if move.genome != genome and budget.allows(move.genome, cap):
+            if move.genome != genome and budget.allows(move.genome.capacity, cap):
                 found.setdefault(move.genome, move)
         fitting = sorted(found.values(), key=lambda move: move.genome)
         return fitting if fitting and force_growth else [Move(HOLD, genome), *fitting]

@@ -41,7 +41,6 @@ from plasticity.networks.stacked import StackedLinear, member, stack
 
 Choice = Literal["path", "search", "random", "none", "large"]
 CHOICES: tuple[Choice, ...] = ("path", "search", "random", "none", "large")
-_SLACK = 1.05  # of the space's limit
 _BIAS = 1e-3  # the head's of a new class lies this far below 0, at most
 
 
@@ -167,9 +166,10 @@ class Grow(Strategy):
 
     def _fitting(self, index: int) -> list[Move[Genome]]:
         """What the space has at a task, in a fixed order; staying as it is, if there is nothing else."""
-        cap = Budget(exponent=self.config.zeta).cap(self.first_parameters, self.samples[0], self.samples[index])
+        budget = Budget(exponent=self.config.zeta)
+        cap = budget.cap(self.first_parameters, self.samples[0], self.samples[index])
         moves = [m for m in GrowableClassifier(self.genome, None).moves() if m.name != "stack"]
-        fits = [m for m in moves if GrowableClassifier(m.genome, None).parameter_count <= _SLACK * cap]
+        fits = [m for m in moves if budget.allows(GrowableClassifier(m.genome, None).parameter_count, cap)]
         return fits or [Move(HOLD, self.genome)]
 
     def _chosen(self, index: int) -> list[Move[Genome]]:
