@@ -9,12 +9,13 @@ every call.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import ctypes
 import functools
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,26 +80,31 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def load_model(path: str, edit: Callable[[Any], None] | None = None) -> Model:
-    """Compile a model file of an installed package, which `edit` may change as a mujoco.MjSpec before.
+@contextlib.contextmanager
+def compiler_unheard() -> Iterator[None]:
+    """Within, models compile without a word on outdated attributes, which concern their packages' authors.
 
-    Warnings are raised by `Simulations`, so none goes to a log file. Nor is shown what the compiler says of outdated
-    attributes, which concerns the package's authors.
+    Nor does the engine write a log file, from now on: `Simulations` raises its warnings.
     """
     library = _library()
     config = library.mju_getLogConfig()
     shown, config.to_console, config.to_file = config.to_console, False, False
     library.mju_setLogConfig(config)
     try:
-        spec = engine().MjSpec.from_file(path)
-        if edit is not None:
-            edit(spec)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return spec.compile()
+        with warnings.catch_warnings(action="ignore"):
+            yield
     finally:
         config.to_console = shown
         library.mju_setLogConfig(config)
+
+
+def load_model(path: str, edit: Callable[[Any], None] | None = None) -> Model:
+    """Compile a model file of an installed package, which `edit` may change as a mujoco.MjSpec before."""
+    with compiler_unheard():
+        spec = engine().MjSpec.from_file(path)
+        if edit is not None:
+            edit(spec)
+        return spec.compile()
 
 
 def _array(address: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -20,6 +21,7 @@ import numpy as np
 import envs
 from agents.offline.transitions import Transitions
 from envs.cores import available_cores
+from envs.mujoco_simulation import compiler_unheard
 from envs.runner import ContinuousActionSpec
 from runs.datasets import minari_files
 from runs.datasets.card import page
@@ -283,7 +285,9 @@ def _write(data: Dataset, name: str, card: dict[str, Any], options: CollectOptio
     }
     target = root / name
     try:
-        minari_files.write_minari(target, name, found, _spaces(about.env), metadata, _env_spec(about.env))
+        # Minari makes the environment, which compiles its model.
+        with compiler_unheard() if about.env.startswith("mujoco/") else contextlib.nullcontext():
+            minari_files.write_minari(target, name, found, _spaces(about.env), metadata, _env_spec(about.env))
         if options.d4rl:
             write_d4rl(target / f"{target.name}.hdf5", found)
         write_atomically(target / "CARD.md", _card_page(data, card))

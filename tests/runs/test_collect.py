@@ -136,6 +136,16 @@ def test_collected_sets_are_read_back_by_us_and_by_minari(source, tmp_path, caps
     assert main([*command, "--eval-episodes", "1", "--out", str(tmp_path / "runs"), "--no-tensorboard"]) == 0
 
 
+def test_quiet_is_quiet_also_of_the_compiler_of_models(tmp_path, capfd, monkeypatch):
+    """MuJoCo calls an attribute of the cheetah's model outdated; Minari has it compiled."""
+    pytest.importorskip("minari", reason="datasets need minari: pip install 'neoteny[offline]'")
+    monkeypatch.chdir(tmp_path)
+    command = ["collect", "--env", "mujoco/HalfCheetah-v5", "--policy", "random", "--size", "tiny", "--quiet"]
+    assert main([*command, "--transitions", "1000", "--out", str(tmp_path / "data")]) == 0
+    assert capfd.readouterr() == ("", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]  # no log of the engine's
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
