@@ -77,7 +77,7 @@ RUNS = {
     "dqn atari": (
         "dqn",
         "atari/RoadRunner",
-        ["--eval-every", "120", "--eval-episodes", "1", "--replay-capacity", "60", "--num-envs", "2"],
+        [*SHORT, "--env-set", "max_frames=100", "--eval-every", "120", "--num-envs", "2"],
     ),
 }
 
