@@ -149,6 +149,7 @@ def train(
     """
     compute.set_up(torch.device(config.device), config.threads)
     learner = build(config)
+    learner.stop_wanted = stop_wanted
     with opened(learner, folder, config, differences) as run:
         return drive(
             learner, run, config.checkpoint_every, _SLICE, tell, stop_wanted, lambda: _write_growth(learner, folder)

@@ -6,7 +6,8 @@ One learner is several seeds, each with a model of its own, whose architectures 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,11 +18,16 @@ from continual.growth.growclip import GrowClip
 from continual.growth.protocol import Arrival
 from continual.growth.search import validation_loss
 from continual.learner import Measurement
+from continual.pairs.batch import PairBatch
 from continual.pairs.evaluation import Scores, evaluate, on_arrival
 from continual.pairs.stream import PairStream
 from continual.strategy import Metrics
 
 _TRANSFER = "acc/task_1_after_{}"  # of which backward transfer is the change
+
+
+class _SearchStopped(Exception):
+    """Candidates were being tried; the model is as it was."""
 
 
 class PairLearner:
@@ -38,6 +44,7 @@ class PairLearner:
         self.members = len(self.clips)
         self.index = self.step = self.steps = 0  # the part, the step in it, all steps
         self.measurements: list[Measurement] = []  # until someone takes them
+        self.stop_wanted: Callable[[], bool] = lambda: False  # gives up trying candidates, which may take long
         self._arrived: list[Scores] = []  # what was measured on the members that the present part has reached
         self._searched = [0.0] * self.members  # FLOPs of trying candidates
         # On the host, wherever the models are: forward transfer of each part but the first, and R@1 on the first part
@@ -58,10 +65,11 @@ class PairLearner:
     def advance(self, steps: int) -> None:
         """Take up to `steps` steps, no further than the end of the part; or let a part reach one more member.
 
-        That is where a model grows, which may take as long as many steps.
+        That is where a model grows, which may take as long as many steps; given up, it has not reached the member.
         """
         if len(self._arrived) < self.members:
-            self._arrive(self.clips[len(self._arrived)])
+            with contextlib.suppress(_SearchStopped):
+                self._arrive(self.clips[len(self._arrived)])
             return
         for _ in range(min(steps, self.plan[self.index] - self.step)):
             self._learn()
@@ -76,7 +84,7 @@ class PairLearner:
             pairs=stream.seen(part),
             vocabulary=stream.vocabularies[part],
             steps=self.plan[part],
-            proxy_batches=partial(stream.proxy_batches, part),
+            proxy_batches=partial(self._proxy_batches, part),
             validation=partial(stream.validation, part),
         )
         told: Scores = {}
@@ -96,6 +104,12 @@ class PairLearner:
                 self._forward.append(values["retrieval/forward_transfer"])
                 self.measurements.append(Measurement(self.steps, values, part + 1))
             self.measurements.append(Measurement(self.steps, self._sizes()))
+
+    def _proxy_batches(self, part: int, seed: int, steps: int) -> Iterator[PairBatch]:
+        for batch in self.stream.proxy_batches(part, seed, steps):
+            if self.stop_wanted():
+                raise _SearchStopped
+            yield batch
 
     def _learn(self) -> None:
         told = [clip.learn(self.stream.batch(clip.seed, self.index, self.step)) for clip in self.clips]

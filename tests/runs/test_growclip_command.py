@@ -110,9 +110,13 @@ def sliced(tmp_path_factory) -> Path:
         return run(tmp_path_factory.mktemp("sliced"), "run", *SEARCHED)
 
 
-@pytest.mark.parametrize("looks", [5, 7])
+@pytest.mark.parametrize("looks", [5, 6, 8, 10, 11])
 def test_stopped_anywhere_and_resumed_it_is_the_same_run(looks, sliced, tmp_path, monkeypatch):
-    """Between the arrivals of two seeds, and in the midst of a part (2 arrivals, then 4 = 3 + 1 steps, each part)."""
+    """While candidates are tried for the first seed or the second, between them, before and in the midst of a part.
+
+    Looks at whether to stop: 4 in the first part (2 arrivals, 3 + 1 steps), then for each seed one at its arrival and
+    one for each of 2 candidates.
+    """
     monkeypatch.setattr("runs.growth_run._SLICE", 3)
     config, _ = prepare("growclip", SEARCHED)
     folder = tmp_path / "stopped"
