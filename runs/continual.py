@@ -87,16 +87,22 @@ def opened(config: ContinualConfig | GrowthConfig) -> Opened:
     return Opened(learner.total_steps, partial(config.save, learner=learner), partial(train, config))
 
 
+def load(folder: Path) -> ContinualConfig | GrowthConfig:
+    """What the run in a folder was started with. Raises ValueError, one sentence, if its file is no good."""
+    growing = read_config(folder).get("strategy") == GROWCLIP
+    return GrowthConfig.load(folder) if growing else ContinualConfig.load(folder)
+
+
 def prepare(
     strategy: str, arguments: Sequence[str]
 ) -> tuple[ContinualConfig | GrowthConfig, ContinualOptions | GrowthOptions]:
     """Everything about a run, checked as far as it can be without the data. Raises ValueError, one sentence."""
     if strategy == GROWCLIP:
         return prepare_growth(arguments)
-    return prepare_labels(strategy, arguments)
+    return _prepare_labels(strategy, arguments)
 
 
-def prepare_labels(strategy: str, arguments: Sequence[str]) -> tuple[ContinualConfig, ContinualOptions]:
+def _prepare_labels(strategy: str, arguments: Sequence[str]) -> tuple[ContinualConfig, ContinualOptions]:
     """The same for a strategy that learns labels."""
     if strategy not in catalogue.KNOWN:
         raise UsageError(f"unknown strategy '{strategy}'.{nearest(strategy, [*catalogue.KNOWN, GROWCLIP])}")
@@ -151,8 +157,7 @@ def resume_continual(options: ResumeOptions) -> int:
     """Continue a run that is not done. Returns the exit code; raises UsageError if it cannot go on."""
     folder = options.run
     try:
-        growing = read_config(folder).get("strategy") == GROWCLIP
-        config = GrowthConfig.load(folder) if growing else ContinualConfig.load(folder)
+        config = load(folder)
         with RunLock(folder):
             if read_status(folder).get("state") == "done":
                 if not options.quiet:

@@ -59,7 +59,7 @@ class Job:
     @property
     def score(self) -> str:
         """The metric that is told of it."""
-        return self.trial.kind.score
+        return self.trial.kind.score(self.trial.who)
 
     @property
     def command(self) -> list[str]:

@@ -161,7 +161,7 @@ def _expand(
 
 def _option_kinds(kind: SweepKind, who: str) -> dict[str, Any]:
     """Every option of the command that a sweep may set, with its type."""
-    kinds = get_type_hints(kind.options) | get_type_hints(kind.config(who))
+    kinds = get_type_hints(kind.options(who)) | get_type_hints(kind.config(who))
     return {option.rstrip("_"): hint for option, hint in kinds.items() if option not in kind.settled}
 
 

@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from continual import catalogue
+from continual.growth import growclip
+from continual.pairs.benchmarks import COLLECTIONS, is_path
 from envs.registry import check_id
 from runs import continual, offline, train
 from runs.catalogue import OFFLINE, find_agent
 from runs.config import RunConfig
-from runs.continual_run import ContinualConfig, build
+from runs.continual_run import ContinualConfig
 from runs.datasets.source import locate
 from runs.errors import UsageError, nearest
-from runs.growth_options import GROWCLIP
+from runs.growth_options import GROWCLIP, GrowthOptions
+from runs.growth_run import GrowthConfig
 from runs.offline_options import OfflineOptions
 from runs.options import ContinualOptions, TrainOptions
 
@@ -39,10 +42,11 @@ class Prepared:
 class SweepKind:
     """A command, and how a sweep's file speaks of its runs.
 
-    who, where: the words for what learns and what it learns from; whos, wheres: of their lists. options: of the
-    command. settled: those that the sweep sets itself. shorthands: those that may stand at the top of the file. score:
-    the metric that is told of a run. check: raises ValueError for a name that there is not. config: class of what is
-    set of `who`. prepare: (who, flags) -> what would start; raises ValueError. saved: settings of the run in a folder.
+    who, where: the words for what learns and what it learns from; whos, wheres: of their lists. settled: options that
+    the sweep sets itself. shorthands: those that may stand at the top of the file. options: class of those of the
+    command, if it is for `who`. config: class of what is set of `who`. score: the metric that is told of its runs.
+    check: raises ValueError for a name that there is not. prepare: (who, flags) -> what would start; raises ValueError.
+    saved: settings of the run in a folder.
     """
 
     command: str
@@ -50,12 +54,12 @@ class SweepKind:
     whos: str
     where: str
     wheres: str
-    options: type
     settled: tuple[str, ...]
     shorthands: tuple[str, ...]
-    score: str
-    check: Callable[[str, str], None]
+    options: Callable[[str], type]
     config: Callable[[str], type]
+    score: Callable[[str], str]
+    check: Callable[[str, str], None]
     prepare: Callable[[str, Sequence[str]], Prepared]
     saved: Callable[[Path], dict[str, Any]]
 
@@ -89,23 +93,24 @@ def _prepare_offline(agent: str, flags: Sequence[str]) -> Prepared:
 
 
 def _check_continual(strategy: str, benchmark: str) -> None:
-    if strategy == GROWCLIP:
-        raise UsageError(f"a sweep runs strategies that learn labels; '{strategy}' is run by itself")
+    pairs = strategy == GROWCLIP
+    if pairs and is_path(benchmark):
+        return
     for word, name, known in (
-        ("strategy", strategy, catalogue.KNOWN),
-        ("benchmark", benchmark, catalogue.BENCHMARKS),
+        ("strategy", strategy, [*catalogue.KNOWN, GROWCLIP]),
+        ("benchmark", benchmark, [*COLLECTIONS] if pairs else [*catalogue.BENCHMARKS]),
     ):
         if name not in known:
             raise UsageError(f"unknown {word} '{name}'.{nearest(name, known)}")
 
 
 def _prepare_continual(strategy: str, flags: Sequence[str]) -> Prepared:
-    config, _ = continual.prepare_labels(strategy, flags)
-    learner = build(dataclasses.replace(config, seeds=config.seeds[:1]))
-    return Prepared(len(config.seeds), config.threads, learner.total_steps, _settings_of_continual(config))
+    config, _ = continual.prepare(strategy, flags)
+    one = config if isinstance(config, GrowthConfig) else dataclasses.replace(config, seeds=config.seeds[:1])
+    return Prepared(len(config.seeds), config.threads, continual.opened(one).total_steps, _settings(config))
 
 
-def _settings_of_continual(config: ContinualConfig) -> dict[str, Any]:
+def _settings(config: ContinualConfig | GrowthConfig) -> dict[str, Any]:
     run = {name: value for name, value in vars(config).items() if name not in (*_PLACE, "strategy_config")}
     return json.loads(json.dumps(run | config.strategy_config))  # as a saved config has them: lists
 
@@ -114,20 +119,24 @@ KINDS: dict[str, SweepKind] = {
     kind.command: kind
     for kind in (
         SweepKind(
-            "train", "agent", "agents", "env", "envs", TrainOptions, ("env", "out", "name", "quiet", "json"),
-            ("seeds", "seed", "steps"), "eval/return", _check_training, lambda agent: find_agent(agent).Config,
-            _prepare_training, lambda folder: _settings_of_training(RunConfig.load(folder)),
+            "train", "agent", "agents", "env", "envs", ("env", "out", "name", "quiet", "json"),
+            ("seeds", "seed", "steps"), lambda _: TrainOptions, lambda agent: find_agent(agent).Config,
+            lambda _: "eval/return", _check_training, _prepare_training,
+            lambda folder: _settings_of_training(RunConfig.load(folder)),
         ),
         SweepKind(
-            "offline", "agent", "agents", "data", "datasets", OfflineOptions, ("data", "out", "name", "quiet", "json"),
-            ("seeds", "seed", "steps"), "eval/return", _check_offline, lambda agent: find_agent(agent).Config,
-            _prepare_offline, lambda folder: _settings_of_training(RunConfig.load(folder)),
+            "offline", "agent", "agents", "data", "datasets", ("data", "out", "name", "quiet", "json"),
+            ("seeds", "seed", "steps"), lambda _: OfflineOptions, lambda agent: find_agent(agent).Config,
+            lambda _: "eval/return", _check_offline, _prepare_offline,
+            lambda folder: _settings_of_training(RunConfig.load(folder)),
         ),
         SweepKind(
-            "continual", "strategy", "strategies", "benchmark", "benchmarks", ContinualOptions,
-            ("benchmark", "out", "name", "quiet", "json"), ("seeds", "seed"), "cl/average_accuracy", _check_continual,
-            lambda strategy: catalogue.KNOWN[strategy][1], _prepare_continual,
-            lambda folder: _settings_of_continual(ContinualConfig.load(folder)),
+            "continual", "strategy", "strategies", "benchmark", "benchmarks",
+            ("benchmark", "out", "name", "quiet", "json"), ("seeds", "seed"),
+            lambda strategy: GrowthOptions if strategy == GROWCLIP else ContinualOptions,
+            lambda strategy: growclip.Config if strategy == GROWCLIP else catalogue.KNOWN[strategy][1],
+            lambda strategy: "retrieval/text_to_image_r1" if strategy == GROWCLIP else "cl/average_accuracy",
+            _check_continual, _prepare_continual, lambda folder: _settings(continual.load(folder)),
         ),
     )
 }  # fmt: skip
