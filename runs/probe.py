@@ -25,9 +25,18 @@ from runs.continual_run import CONTINUAL
 from runs.errors import UsageError, nearest
 from runs.files import write_json
 from runs.groups import ARM, GROUP, expand
+from runs.growth_options import GROWCLIP
 from runs.options import FAMILIES, ProbeOptions
 from runs.probe_section import RESULT
-from runs.probe_subjects import Subject, Wanted, agent_subjects, arm_subjects, module_subject, strategy_subjects
+from runs.probe_subjects import (
+    Subject,
+    Wanted,
+    agent_subjects,
+    arm_subjects,
+    growth_subjects,
+    module_subject,
+    strategy_subjects,
+)
 from runs.probe_verdict import verdict
 from runs.settings import read_config
 
@@ -105,7 +114,8 @@ def _subjects(options: ProbeOptions, device: torch.device) -> Iterable[Subject]:
     if command in ("train", "offline"):
         return agent_subjects(run, wanted, device)
     if command == CONTINUAL:
-        return strategy_subjects(run, wanted, device)
+        pairs = read_config(run).get("strategy") == GROWCLIP
+        return growth_subjects(run, wanted, device) if pairs else strategy_subjects(run, wanted, device)
     chosen = [arm for arm in arms if options.network in (None, arm.name)]
     if not chosen:
         raise UsageError(f"there is nothing to probe in '{run}', a run of `neoteny {command}`")
@@ -161,7 +171,8 @@ def _row(name: str, seeds: list[int], probed: list[Probed]) -> dict[str, Any]:
             "checkpoint": [p.best_rate(CHECKPOINT) for p in probed],
         },
         "fitted": {arm.kind: _interval([p.results[p.rate][arm].fitted for p in probed]) for arm in (FRESH, CHECKPOINT)},
-        "layers": {layer: _layer(layer, probed) for layer in first.layers},
+        # Seeds may have grown to different ones.
+        "layers": {layer: _layer(layer, probed) for layer in first.layers if all(layer in p.layers for p in probed)},
         "curves": {
             arm.kind: torch.cat([p.results[p.rate][arm].curve for p in probed]).tolist() for arm in (FRESH, CHECKPOINT)
         },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib
 import inspect
@@ -15,6 +16,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from agents.agent import Agent
 from agents.crossq import Actor as CrossQActor
@@ -25,25 +27,27 @@ from agents.offline.a2pr import Value
 from agents.ppo import ActorCritic
 from agents.ppo import Agent as PPO
 from agents.sac import StochasticActor
+from continual.growth.dual_encoder import DualEncoder
+from continual.growth.genome import Genome
 from continual.learner import Learner
+from continual.pairs.learner import PairLearner
 from envs import Runner
 from plasticity.harness import Trial
 from plasticity.networks.stacked import member
 from plasticity.probe import Draws, Fresh
 from plasticity.problems.published import Problem
 from plasticity.problems.streams import Stream, generator
-from runs import checkpoint, continual_run, plasticity_arm
+from runs import checkpoint, continual_run, growth_run, plasticity_arm
 from runs.config import RunConfig
 from runs.continual_run import ContinualConfig
 from runs.datasets.source import DataSource
 from runs.errors import UsageError, nearest
-from runs.growth_options import GROWCLIP
+from runs.growth_run import GrowthConfig
 from runs.play import load_agent, open_environments, open_run, playable_seeds
 from runs.randomness import spawn_streams, stream_seed
-from runs.settings import read_config
 from runs.training import MISFITS, build_agent, one_line
 
-Population = TypeVar("Population", Trial, Learner)
+Population = TypeVar("Population", Trial, Learner, PairLearner)
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,27 @@ class OfOneInput(Liftable):
             values = self.network(*parts)  # [*S, K, B], or several values of each, [*S, K, B, n]
             return values.mT if values.ndim == x.ndim else values.transpose(-3, -2).flatten(-2)
         return getattr(self.network, "straight_forward", self.network)(*parts)
+
+
+class ImageEncoder(nn.Module):
+    """The half of a dual encoder that reads images [B, 3, S, S], before its outputs [B, E] get length 1.
+
+    That bounds what it can say, and not what it can learn.
+    """
+
+    def __init__(self, encoder: DualEncoder):
+        super().__init__()
+        self.encoder = copy.deepcopy(encoder)
+        outputs, features = encoder.image_projection.shape
+        self.projection = nn.Linear(features, outputs, bias=False, device="meta")
+        self.projection.weight = self.encoder.image_projection
+        for name in {name.partition(".")[0] for name, _ in encoder.named_parameters()}:
+            if name == "image_projection" or not name.startswith(("image", "patch", "shared")):
+                delattr(self.encoder, name)
+
+    def forward(self, images: Tensor) -> Tensor:
+        with sdpa_kernel(SDPBackend.MATH):  # others are looped over by vmap, with a warning
+            return self.projection(self.encoder.image_features(images))
 
 
 def agent_subjects(folder: Path, wanted: Wanted, device: torch.device) -> Iterator[Subject]:
@@ -172,8 +197,6 @@ def arm_subjects(folder: Path, wanted: Wanted, device: torch.device) -> Iterator
 
 def strategy_subjects(folder: Path, wanted: Wanted, device: torch.device) -> Iterator[Subject]:
     """Every seed's network of a run of `neoteny continual`, on training images of the tasks so far."""
-    if (strategy := read_config(folder).get("strategy")) == GROWCLIP:
-        raise UsageError(f"'{folder}' is of {strategy}, whose networks have two kinds of inputs; a probe knows one")
     config = dataclasses.replace(ContinualConfig.load(folder), device=device.type)
     learner = _restored(lambda: continual_run.build(config), _checkpoint(folder, wanted.step), config.seeds[0])
     _chosen([config.strategy], wanted.network)
@@ -198,6 +221,27 @@ def strategy_subjects(folder: Path, wanted: Wanted, device: torch.device) -> Ite
             benchmark.optimizer,
             classifies=True,
         )
+
+
+def growth_subjects(folder: Path, wanted: Wanted, device: torch.device) -> Iterator[Subject]:
+    """Every seed's image encoder of a run of GrowCLIP, on training images of the parts so far.
+
+    Fresh ones have the architecture that it has grown to.
+    """
+    config = dataclasses.replace(GrowthConfig.load(folder), device=device.type)
+    learner = _restored(lambda: growth_run.build(config), _checkpoint(folder, wanted.step), config.seeds[0])
+    (name,) = _chosen(["image_encoder"], wanted.network)
+    stream = learner.stream
+    part = min(learner.index if learner.step else max(0, learner.index - 1), stream.parts - 1)
+    images = stream.labelled(stream.concepts("train", part), part, view=0).images.float() / 255
+    inputs = images[_first_of_each(images)][: wanted.inputs]
+    for clip in learner.clips[: wanted.seeds]:
+
+        def fresh(source: torch.Generator, genome: Genome = clip.genome) -> nn.Module:
+            return ImageEncoder(DualEncoder(genome, source))
+
+        network, rate = ImageEncoder(clip.model), clip.config.learning_rate
+        yield Subject(name, clip.seed, learner.steps, network, fresh, inputs, rate, "adam", classifies=False)
 
 
 def module_subject(

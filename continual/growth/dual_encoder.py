@@ -67,19 +67,24 @@ class DualEncoder(nn.Module):
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Embeddings [B, E] of length 1. images: [B, 3, S, S], uint8, or floating point from 0 to 1."""
+        return F.normalize(F.linear(self.image_features(images), self.image_projection), dim=-1)
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """What is projected of images [B, 3, S, S]: [B, D]."""
         dtype = self.patch.weight.dtype
         scaled = images.to(dtype) / 127.5 - 1 if images.dtype == torch.uint8 else images.to(dtype) * 2 - 1
         side = self.genome.patch
         batch, _, height, width = scaled.shape
         cut = scaled.view(batch, 3, height // side, side, width // side, side).permute(0, 2, 4, 1, 3, 5)
         x = _with_class(self.image_class, self.patch(cut.reshape(batch, -1, 3 * side * side))) + self.image_positions
-        return self._embedded(x, None, self.image_blocks, self.image_norm, self.image_projection)
+        return self._features(x, None, self.image_blocks, self.image_norm)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Embeddings [B, E] of length 1. tokens: int64 [B, up to T], 0 is padding, 1 an unknown word."""
         tokens, mask = _unpadded(tokens)
         x = _with_class(self.text_class, F.embedding(tokens, self.tokens)) + self.text_positions[: tokens.shape[1] + 1]
-        return self._embedded(x, mask, self.text_blocks, self.text_norm, self.text_projection)
+        features = self._features(x, mask, self.text_blocks, self.text_norm)
+        return F.normalize(F.linear(features, self.text_projection), dim=-1)
 
     def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings of images and of texts, see `encode_image` and `encode_text`."""
@@ -99,13 +104,11 @@ class DualEncoder(nn.Module):
         """FLOPs of one training step on one pair."""
         return self.genome.flops
 
-    def _embedded(
-        self, x: Tensor, mask: Tensor | None, tower: nn.ModuleList, norm: nn.Module, projection: Tensor
-    ) -> Tensor:
+    def _features(self, x: Tensor, mask: Tensor | None, tower: nn.ModuleList, norm: nn.Module) -> Tensor:
         blocks: Sequence[nn.Module] = [*tower, *self.shared_blocks]
         for index, block in enumerate(blocks, start=1):
             x = block(x, mask, index == len(blocks))
-        return F.normalize(F.linear(norm(x[:, 0]), projection), dim=-1)
+        return norm(x[:, 0])
 
 
 def _parameter(*shape: int) -> nn.Parameter:

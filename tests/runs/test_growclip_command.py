@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ from PIL import Image
 from runs.cli import main
 from runs.continual import opened, prepare
 from runs.files import read_json
-from runs.growth_run import build
+from runs.growth_run import GrowthConfig, build
 from runs.growth_section import growth_section
+from runs.probe_subjects import ImageEncoder
 from runs.record import read_status, read_table
 from runs.report import read_report
 from tests.runs.same_run import assert_same
@@ -80,6 +82,29 @@ def test_its_report_has_growths_candidates_and_a_gallery(whole):
     assert "How the models grew" in text
     assert "Candidates of seed 1 at part 2" in text
     assert text.count("data:image/png;base64") >= 4 * 4
+
+
+def test_a_probe_asks_the_image_encoders_in_the_architectures_they_have_grown_to(whole, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    assert main(["probe", str(folder), "--steps", "3", "--draws", "1", "--samples", "8", "--seeds", "2"]) == 0
+    rows = read_json(folder / "probe.json")["networks"]
+    assert [(row["network"], row["seeds"], row["family"]) for row in rows] == [
+        ("image_encoder", [0, 1], "random labels"),
+        ("image_encoder", [0, 1], "random network"),
+    ]
+    names = list(rows[0]["layers"])
+    assert {"encoder", "encoder.patch", "projection"} <= set(names)
+    assert not [name for name in names if "text" in name]
+    depths = [record[-1]["genome"]["depth"]["shared"] for record in read_json(folder / "growth.json").values()]
+    assert len([name for name in names if "shared_blocks" in name and name.endswith("qkv")]) == min(depths)
+    clip = build(GrowthConfig.load(folder)).clips[0]
+    images = torch.rand(3, 3, 16, 16)
+    outputs = ImageEncoder(clip.model)(images)
+    assert torch.allclose(outputs / outputs.norm(dim=1, keepdim=True), clip.model.encode_image(images), atol=1e-6)
+    capsys.readouterr()
+    assert main(["probe", str(folder), "--network", "text_encoder"]) == 2
+    assert "there is no network 'text_encoder'" in capsys.readouterr().err
 
 
 def test_a_model_that_preserves_its_function_grows_without_a_dent(tmp_path):
