@@ -140,8 +140,7 @@ def test_population_does_what_its_seeds_do_alone(case):
     """Two hundred updates and more: same draws, same counters, same parameters, moments and metrics to rounding."""
     population = build(case, SEEDS)
     metrics = live_together(population, [World(seed) for seed in SEEDS], 110)
-    for index in (0, 2):
-        seed = SEEDS[index]
+    for index, seed in enumerate(SEEDS):
         alone = build(case, seed)
         expected = live_alone(alone, World(seed), 110)
         assert population.updates == alone.updates >= 200

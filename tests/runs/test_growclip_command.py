@@ -135,7 +135,7 @@ def sliced(tmp_path_factory) -> Path:
         return run(tmp_path_factory.mktemp("sliced"), "run", *SEARCHED)
 
 
-@pytest.mark.parametrize("looks", [5, 8, 10, 11])
+@pytest.mark.parametrize("looks", [5, 6, 8, 10, 11])
 def test_stopped_anywhere_and_resumed_it_is_the_same_run(looks, sliced, tmp_path, monkeypatch):
     """While candidates are tried for the first seed or the second, between them, before and in the midst of a part.
 

@@ -50,6 +50,7 @@ RUNS = {
     ),
     "sac dmc native": ("sac", "dmc/cartpole-swingup", ["--eval-episodes", "1", "--replay-capacity", "60"]),
     "td3 dmc of the library": ("td3", "dmc/acrobot-swingup", ["--eval-episodes", "1"]),
+    "dqn gym": ("dqn", "gym/CartPole-v1", [*SHORT, "--num-envs", "2", "--epsilon-evaluation", "0.5"]),
     "dqn gym, prioritised": (
         "dqn",
         "gym/CartPole-v1",
