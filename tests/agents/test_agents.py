@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import io
 import typing
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -284,10 +285,20 @@ class Probe:
     def __init__(self, name: str, agent):
         self.name, self.agent = name, agent
         self.world = torch.Generator().manual_seed(0)
+        self.stage, self.sign = 0, 1.0
+
+    def play_until_learnt(self, learnt: Callable[[], bool], at_most: int) -> None:
+        """Twice in a row, a hundred steps apart, so that it is no accident."""
+        found = [False]
+        for _ in range(at_most // 100):
+            self.play(100)
+            found.append(learnt())
+            if found[-2:] == [True, True]:
+                return
+        raise AssertionError(f"not learnt in {at_most} steps: {found[1:]}")
 
     def play(self, steps: int) -> None:
-        agent = self.agent
-        stage, sign = 0, 1.0
+        agent, stage, sign = self.agent, self.stage, self.sign
         for _ in range(steps):
             obs = torch.tensor([[sign, float(stage), 1.0]])
             action = agent.act(obs, explore=True)
@@ -306,6 +317,7 @@ class Probe:
             agent.observe(make_step(following, reward, terminated=ended, final_obs=final))
             agent.update()
             stage, sign = (0, sign_next) if ended else (1, sign)
+        self.stage, self.sign = stage, sign
 
 
 def value_at(agent, obs: list[float]) -> float:
@@ -331,30 +343,39 @@ def probe_agent(name: str):
     return build(name, **{**PROBE_SETTINGS, **rate, **extra.get(name, {})})
 
 
+def near(agent, obs: list[float], value: float) -> bool:
+    return value_at(agent, obs) == pytest.approx(value, abs=0.15)
+
+
 @pytest.mark.parametrize("name", ANY_REPLAYING)
 def test_probe_constant_reward_and_observed_reward(name):
     agent = probe_agent(name)
-    Probe("observation", agent).play(500)
-    assert value_at(agent, [1.0, 0.0, 1.0]) == pytest.approx(1.0, abs=0.15)
-    assert value_at(agent, [-1.0, 0.0, 1.0]) == pytest.approx(-1.0, abs=0.15)
+
+    def learnt() -> bool:
+        return near(agent, [1.0, 0.0, 1.0], 1.0) and near(agent, [-1.0, 0.0, 1.0], -1.0)
+
+    Probe("observation", agent).play_until_learnt(learnt, 500)
 
 
 @pytest.mark.parametrize("name", ANY_REPLAYING)
 def test_probe_learns_the_discount(name):
     """Two steps, reward 1 at the second: V(first) must become γ = 0.5."""
     agent = probe_agent(name)
-    Probe("delayed", agent).play(700)
-    assert value_at(agent, [1.0, 1.0, 1.0]) == pytest.approx(1.0, abs=0.15)
-    assert value_at(agent, [1.0, 0.0, 1.0]) == pytest.approx(0.5, abs=0.15)
+
+    def learnt() -> bool:
+        return near(agent, [1.0, 1.0, 1.0], 1.0) and near(agent, [1.0, 0.0, 1.0], 0.5)
+
+    Probe("delayed", agent).play_until_learnt(learnt, 700)
 
 
 @pytest.mark.parametrize("name", ANY_REPLAYING)
 def test_probe_policy_depends_on_the_observation(name):
     agent = probe_agent(name)
-    Probe("action", agent).play(900)
-    up, down = (agent.act(torch.tensor([[s, 0.0, 1.0]]), explore=False)[0] for s in (1.0, -1.0))
-    if name in VALUING_ACTIONS:
-        assert (up.item(), down.item()) == (0, 2)
-    else:
-        assert up[0] > 1.0
-        assert down[0] < -1.0
+
+    def learnt() -> bool:
+        up, down = (agent.act(torch.tensor([[s, 0.0, 1.0]]), explore=False)[0] for s in (1.0, -1.0))
+        if name in VALUING_ACTIONS:
+            return (up.item(), down.item()) == (0, 2)
+        return bool(up[0] > 1.0 and down[0] < -1.0)
+
+    Probe("action", agent).play_until_learnt(learnt, 900)

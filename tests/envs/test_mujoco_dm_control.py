@@ -60,8 +60,8 @@ def test_the_tasks_are_the_suite_but_for_one():
 
 @pytest.mark.parametrize("env_id", TASKS)
 def test_equal_to_dm_control_over_many_short_episodes(env_id):
-    totals = assert_equal_to_reference(env_id, ControlReference, SEEDS, steps=50, **shortened(env_id, 9))
-    assert totals.episodes >= 15
+    totals = assert_equal_to_reference(env_id, ControlReference, SEEDS[:2], steps=50, **shortened(env_id, 9))
+    assert totals.episodes >= 10
 
 
 @pytest.mark.parametrize("env_id", FULL_LENGTH)

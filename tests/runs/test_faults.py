@@ -16,7 +16,7 @@ from tests.runs.same_run import assert_same
 # A ring of 40 slots that wraps, in chunks of 8; checkpoints at 30, 60, 90, 120.
 TINY = ["td3", "--env", "gym/Pendulum-v1", "--steps", "120", "--seeds", "1", "--warmup-steps", "10", "--hidden", "8"]
 TINY += ["--batch-size", "4", "--replay-capacity", "40", "--eval-every", "50", "--eval-episodes", "1"]
-TINY += ["--checkpoint-every", "30", "--quiet", "--no-tensorboard"]
+TINY += ["--checkpoint-every", "30", "--env-set", "max_episode_steps=35", "--quiet", "--no-tensorboard"]
 CHUNKS = {"chunk_bytes": 300}
 
 

@@ -26,17 +26,22 @@ from tests.runs.same_run import assert_same, put_together, told
 
 COMMON = ["--steps", "120", "--hidden", "8", "8", "--batch-size", "4", "--warmup-steps", "10", "--eval-every", "50"]
 COMMON += ["--checkpoint-every", "40", "--quiet"]
-# agent, environment, more flags; a ring of 50 slots wraps.
+# agent, environment, more flags; a ring of 50 slots wraps, and episodes end within the run.
 SHORT = ["--replay-capacity", "50", "--eval-episodes", "2"]
+BRIEF = ["--env-set", "max_episode_steps=35"]
 RUNS = {
-    "td3 gym, two environments": ("td3", "gym/Pendulum-v1", [*SHORT, "--num-envs", "2", "--diagnostics-every", "9"]),
-    "ddpg mujoco": ("ddpg", "mujoco/HalfCheetah-v5", ["--eval-episodes", "1", "--n-step", "3"]),
+    "td3 gym, two environments": (
+        "td3",
+        "gym/Pendulum-v1",
+        [*SHORT, *BRIEF, "--num-envs", "2", "--diagnostics-every", "9"],
+    ),
+    "ddpg mujoco": ("ddpg", "mujoco/HalfCheetah-v5", [*BRIEF, "--eval-episodes", "1", "--n-step", "3"]),
     "sac mujoco, dying": ("sac", "mujoco/Hopper-v5", [*SHORT, "--num-envs", "3"]),
     "td3 mujoco in the background": ("td3", "mujoco/Hopper-v5", [*SHORT, "--overlap", "--layer-norm"]),
     "crossq, renormalising, two environments": (
         "crossq",
         "gym/Pendulum-v1",
-        [*SHORT, "--num-envs", "2", "--critic-hidden", "8", "8", "--renormalise-after", "20"],
+        [*SHORT, *BRIEF, "--num-envs", "2", "--critic-hidden", "8", "8", "--renormalise-after", "20"],
     ),
     "td7, judging policies": (
         "td7",
@@ -46,10 +51,10 @@ RUNS = {
     "sac with SimBa": (
         "sac",
         "gym/Pendulum-v1",
-        [*SHORT, "--preset", "simba", "--critic-hidden", "8", "8", "--replay-capacity", "50"],
+        [*SHORT, *BRIEF, "--preset", "simba", "--critic-hidden", "8", "8"],
     ),
-    "sac dmc native": ("sac", "dmc/cartpole-swingup", ["--eval-episodes", "1", "--replay-capacity", "60"]),
-    "td3 dmc of the library": ("td3", "dmc/acrobot-swingup", ["--eval-episodes", "1"]),
+    "dqn in an environment of Gymnasium's": ("dqn", "gym/GridWorld-v0", [*SHORT, *BRIEF, "--num-envs", "2"]),
+    "sac dmc": ("sac", "dmc/cartpole-swingup", [*SHORT, "--env-set", "time_limit=0.35"]),
     "dqn gym": ("dqn", "gym/CartPole-v1", [*SHORT, "--num-envs", "2", "--epsilon-evaluation", "0.5"]),
     "dqn gym, prioritised": (
         "dqn",
@@ -73,7 +78,7 @@ RUNS = {
         "mujoco/Hopper-v5",
         ["--replay-capacity", "60", "--num-envs", "2"],
     ),
-    "beer with InFeR": ("beer", "gym/Pendulum-v1", [*SHORT, "--representation", "infer", "--replay", "fading"]),
+    "beer with InFeR": ("beer", "gym/Pendulum-v1", [*SHORT, *BRIEF, "--representation", "infer", "--replay", "fading"]),
     "dqn atari": (
         "dqn",
         "atari/RoadRunner",
@@ -93,7 +98,7 @@ def server(tmp_path_factory) -> Iterator[FaultServer]:
 def test_every_agent_and_backend_goes_on_bit_for_bit(server, tmp_path, agent, env, more):
     """Stopped between two checkpoints, resumed in a new process, killed there, resumed: as if nothing had happened."""
     train = ["train", agent, "--env", env, *COMMON, *more, "--seeds", "1", "--no-tensorboard", "--out", tmp_path]
-    room = {"chunk_bytes": 600}
+    room = {"chunk_bytes": 20_000 if "atari" in env else 600}
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert server.run(*train, "--name", "whole", **room).code == 0
     assert server.run(*train, "--name", "run", **room, signals={54: signal.SIGTERM}).code == 3
@@ -297,12 +302,6 @@ def test_other_threads_are_a_warning_that_stays_in_the_record(server, run):
     assert main(["resume", str(run), "--threads", "0"]) == 0  # done by now
 
 
-@pytest.fixture(scope="module")
-def two_seeds(tmp_path_factory) -> list[str]:
-    command = [sys.executable, "-m", "runs.cli", "train", "td3", "--env", "gym/Pendulum-v1", *COMMON, *SHORT]
-    return [*command, "--seeds-as", "processes"]
-
-
 def start(command: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
@@ -316,20 +315,18 @@ def wait_for_rows(run: Path, count: int) -> None:
     raise AssertionError("the run does not go on")
 
 
-def test_two_seeds_stopped_apart_killed_and_resumed(tmp_path, two_seeds):
+def test_two_seeds_stopped_apart_killed_and_resumed(server, tmp_path, capsys):
     """One process a seed, real ones: Ctrl-C finds them at different steps, kill -9 of the parent takes all with it,
     and a second process is told which one is at work."""
-    more = ["--steps", "1200", "--checkpoint-every", "160", "--eval-every", "600", "--seeds", "2", "--seed", "3"]
-    train = [*two_seeds, *more, "--no-tensorboard", "--out", str(tmp_path), "--name"]
-    resume = [sys.executable, "-m", "runs.cli", "resume", str(tmp_path / "run")]
-    run = tmp_path / "run"
-    whole = start([*train, "whole"])
-    child = start([*train, "run"])
+    train = ["train", "td3", "--env", "gym/Pendulum-v1", *COMMON, *SHORT, "--steps", "1200", "--eval-every", "600"]
+    train += ["--checkpoint-every", "160", "--seeds-as", "processes", "--no-tensorboard", "--out", str(tmp_path)]
+    neoteny, run = [sys.executable, "-m", "runs.cli"], tmp_path / "run"
+    resume = [*neoteny, "resume", str(run)]
+    child = start([*neoteny, *train, "--seeds", "2", "--seed", "3", "--name", "run"])
     wait_for_rows(run, 100)
     os.killpg(child.pid, signal.SIGSTOP)  # or it might have ended before the second one has started
-    second = subprocess.run(resume, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert second.returncode == 2
-    assert f"process {child.pid} is at work on '{run}'" in second.stderr
+    assert main(["resume", str(run)]) == 2
+    assert f"process {child.pid} is at work on '{run}'" in capsys.readouterr().err
     os.killpg(child.pid, signal.SIGINT)
     os.killpg(child.pid, signal.SIGCONT)
     assert child.wait(60) == 3, child.stderr.read()
@@ -349,7 +346,10 @@ def test_two_seeds_stopped_apart_killed_and_resumed(tmp_path, two_seeds):
 
     ended = subprocess.run(resume, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
-    assert whole.wait(200) == 0
+    undisturbed = {seed: tmp_path / str(seed) for seed in (3, 4)}
+    for seed, alone in undisturbed.items():
+        assert server.run(*train, "--seeds", "1", "--seed", str(seed), "--name", alone.name).code == 0
+    put_together(tmp_path / "whole", undisturbed)
     assert_same(run, tmp_path / "whole")
 
 
@@ -360,17 +360,14 @@ def is_running(pid: str) -> bool:
         return False
 
 
-def test_seeds_far_apart_share_checkpoints(server, tmp_path, two_seeds):
+def test_seeds_far_apart_share_checkpoints(server, tmp_path):
     """Seed 1 done, seed 0 barely begun: checkpoints of seed 0 carry what seed 1 has, and the end is that of any run."""
-    out, more = tmp_path, ["--seeds", "2", "--no-tensorboard"]
+    out = tmp_path
     train = ["train", "td3", "--env", "gym/Pendulum-v1", *COMMON, *SHORT, "--no-tensorboard", "--out", out]
-    whole = subprocess.run(
-        [*two_seeds, *more, "--out", str(out), "--name", "whole"], cwd=ROOT, capture_output=True, check=False
-    )
-    assert whole.returncode == 0, whole.stderr
-    # Two runs of one seed each, put together as a run of two would have stopped.
-    for seed, fault in (("0", {"signals": {54: signal.SIGTERM}}), ("1", {})):
-        server.run(*train, "--name", seed, "--seeds", "1", "--seed", seed, **fault)
+    # Runs of one seed each, put together as a run of two would have stopped, or ended.
+    for name, seed, fault in (("0", 0, {"signals": {54: signal.SIGTERM}}), ("1", 1, {}), ("all of 0", 0, {})):
+        server.run(*train, "--name", name, "--seeds", "1", "--seed", str(seed), **fault)
+    put_together(out / "whole", {0: out / "all of 0", 1: out / "1"})
     run = out / "run"
     assert put_together(run, {0: out / "0", 1: out / "1"}).name == "step_54"
     command = [sys.executable, "-m", "runs.cli", "resume", str(run), "--quiet"]

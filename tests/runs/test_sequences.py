@@ -27,7 +27,8 @@ TASKS = ["gym/CartPole-v1", "gym/MountainCar-v0", "gym/Acrobot-v1"]
 SMALL = ["--hidden", "8", "8", "--batch-size", "8", "--warmup-steps", "10", "--eval-episodes", "1", "--no-tensorboard"]
 SHORT = [*SMALL, "--update-every", "1", "--updates-per-round", "1", "--quiet"]
 LENGTH = ["--steps", "160", "--eval-every", "50"]
-THREE = ["--env", *TASKS, "--switch-every", "60", *LENGTH]
+BRIEF = ["--env-set", "max_episode_steps=40"]
+THREE = ["--env", *TASKS, *BRIEF, "--switch-every", "60", *LENGTH]
 
 
 def train(out, name, *arguments, agent="dqn"):
