@@ -12,11 +12,12 @@ from typing import Any, Literal, Protocol, cast
 import torch
 from torch import nn
 
-from continual import datasets, networks
+from continual import datasets
 from continual.avalanche import baselines
 from continual.experiences import Experiences, ExperienceStream
 from continual.inputs import AUGMENTATIONS, Augmentation, Inputs
 from continual.learner import Learner
+from continual.networks.classifier import NETWORKS, Classifier, draw
 from continual.plastic import plastic_optimizer
 from continual.strategies import (
     agem,
@@ -110,8 +111,8 @@ class Benchmark:
     """the same for all seeds; (): drawn for each"""
 
     def __post_init__(self) -> None:
-        if self.network not in networks.NETWORKS:
-            raise ValueError(f"unknown network '{self.network}', it is one of {', '.join(networks.NETWORKS)}")
+        if self.network not in NETWORKS:
+            raise ValueError(f"unknown network '{self.network}', it is one of {', '.join(NETWORKS)}")
         if self.optimizer not in ("sgd", "adam"):
             raise ValueError(f"unknown optimizer '{self.optimizer}', it is sgd or adam")
         if self.augmentation not in AUGMENTATIONS:
@@ -295,17 +296,17 @@ def make_setting(
 
     def fresh(head_bias: bool, source: torch.Generator) -> torch.nn.Module:
         sizes = stream.shape, benchmark.hidden, stream.outputs
-        return networks.draw(benchmark.network, *sizes, head_bias, interventions, source)
+        return draw(benchmark.network, *sizes, head_bias, interventions, source)
 
-    def network(head_bias: bool) -> networks.Classifier:
+    def network(head_bias: bool) -> Classifier:
         members = [fresh(head_bias, source) for source in drawn("initialisation").generators]
-        return cast(networks.Classifier, stack(members))
+        return cast(Classifier, stack(members))
 
     def optimizer(trained: nn.Module) -> Optimizer:
         plain = make_optimizer(benchmark, [p for p in trained.parameters() if p.requires_grad])
         if not interventions:
             return plain
-        sources, head_bias = drawn("intervention").generators, cast(networks.Classifier, trained).head.bias is not None
+        sources, head_bias = drawn("intervention").generators, cast(Classifier, trained).head.bias is not None
         return plastic_optimizer(trained, plain, interventions, sources, partial(fresh, head_bias))
 
     return Setting(

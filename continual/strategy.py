@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from continual.inputs import Inputs
 from continual.memory import Batch, Memory, Policy
-from continual.networks import Classifier
+from continual.networks.classifier import Classifier
 from continual.streams import Source, Task
 from plasticity.adam import Adam
 from plasticity.plastic_optimizer import PlasticOptimizer

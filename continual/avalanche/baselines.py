@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from continual.avalanche import require_avalanche
 from continual.memory import Batch
-from continual.networks import Classifier
+from continual.networks.classifier import Classifier
 from continual.strategy import Metrics, Setting, Strategy
 from continual.streams import Task
 from plasticity.adam import Adam

@@ -27,8 +27,8 @@ from continual.growth.protocol import Move
 from continual.growth.slots import SlotMap, Slots
 from continual.growth.stack import depth_map
 from continual.growth.transformers import RESIDUAL, ClassToken, Patches, TransformerBlock, vit
-from continual.networks import Classifier, strided_cnn
-from continual.residual import Residual, basic_block
+from continual.networks.classifier import Classifier, strided_cnn
+from continual.networks.residual import Residual, basic_block
 from plasticity.networks.architectures import draw_, mlp
 
 Family = Literal["mlp", "cnn", "vit"]

@@ -22,9 +22,9 @@ from continual.growth.mixture import (
     Templates,
     halved,
 )  # fmt: skip
-from continual.networks import Classifier
-from continual.networks_growth import WideBlock
-from continual.residual import LinearBottleneck, Residual
+from continual.networks.classifier import Classifier
+from continual.networks.residual import LinearBottleneck, Residual
+from continual.networks.wide_residual import WideBlock
 from plasticity.networks.stacked import (
     ELEMENTWISE,
     PerImage,

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from continual.networks import Classifier
+from continual.networks.classifier import Classifier
 from plasticity.networks.functional import unflatten
 
 Statistics = dict[str, Tensor]

@@ -33,7 +33,7 @@ from continual.growth.protocol import Move
 from continual.growth.search import fitted_weight
 from continual.growth.space import HOLD, Budget
 from continual.memory import Batch, Policy
-from continual.networks import Classifier
+from continual.networks.classifier import Classifier
 from continual.strategies.replay import check_replay
 from continual.strategy import Labelled, Metrics, Optimizer, Setting, Strategy
 from continual.streams import Task

@@ -18,7 +18,7 @@ from continual.costs import costs
 from continual.inputs import Inputs, crop_and_flip, rotated, strongly_augmented
 from continual.learner import Learner
 from continual.memory import POLICIES, Batch
-from continual.networks import NETWORKS
+from continual.networks.classifier import NETWORKS
 from continual.strategies.er_ace import classes_of
 from continual.strategy import Labelled
 from plasticity.registry import make

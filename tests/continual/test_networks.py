@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from continual import datasets, networks
-from continual.networks_hypernet import Dropout, ZeroPaddedShortcut
+from continual import datasets
+from continual.networks.classifier import draw
+from continual.networks.hypernet import Dropout, ZeroPaddedShortcut
 from plasticity.networks.stacked import stack
 from plasticity.problems.datasets import Images
 
@@ -37,9 +38,7 @@ def test_shortcuts_halve_the_image_and_add_channels_of_zeros():
     assert y.shape == (2, 5, 2, 2)
     assert torch.equal(y[:, :3], x[:, :, ::2, ::2])
     assert float(y[:, 3:].abs().max()) == 0
-    members = [
-        networks.draw("resnet32", (1, 8, 8), (2, 2, 4), 3, True, (), torch.Generator().manual_seed(k)) for k in (0, 1)
-    ]
+    members = [draw("resnet32", (1, 8, 8), (2, 2, 4), 3, True, (), torch.Generator().manual_seed(k)) for k in (0, 1)]
     images = torch.randn(2, 4, 1, 8, 8, generator=torch.Generator().manual_seed(2))
     together = stack(members)(images)
     for index, member in enumerate(members):

@@ -13,7 +13,7 @@ from continual import datasets
 from continual.catalogue import Benchmark, open_learner
 from continual.inputs import Inputs
 from continual.memory import Batch
-from continual.networks import NETWORKS, Classifier
+from continual.networks.classifier import NETWORKS, Classifier
 from continual.sparse.rules import GROWTHS
 from continual.strategies import dst
 from continual.strategies.dst import DST

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from continual.networks import NETWORKS
+from continual.networks.classifier import NETWORKS
 from continual.sparse.allocation import densities, erk
 from continual.sparse.masks import lowest, packed, unpacked
 from continual.sparse.rules import grown, prune_rate, pruned

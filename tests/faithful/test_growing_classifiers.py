@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from continual import datasets, networks
+from continual import datasets
 from continual.catalogue import Benchmark, open_learner
 from continual.growth.classifiers import GrowableClassifier
 from continual.learner import Learner
 from continual.memory import Batch
-from continual.networks import Classifier
+from continual.networks.classifier import Classifier, draw
 from continual.strategies import grow
 from continual.strategies.grow import Grow
 
@@ -27,7 +27,7 @@ HIDDEN = {"mlp": (8, 8), "cnn": (4, 8), "vit": (8, 2, 12, 2)}
 
 def perturbed(name: str, dtype: torch.dtype, widening: Any = "unread") -> GrowableClassifier:
     source = torch.Generator().manual_seed(0)
-    drawn = networks.draw(name, (1, 8, 8), HIDDEN[name], 5, True, (), source)
+    drawn = draw(name, (1, 8, 8), HIDDEN[name], 5, True, (), source)
     assert isinstance(drawn, Classifier)
     with torch.no_grad():
         for tensor in [*drawn.parameters(), *drawn.buffers()]:

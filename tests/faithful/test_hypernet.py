@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from continual import datasets, networks
+from continual import datasets
 from continual.catalogue import STRATEGIES, Benchmark, open_learner, resolve
 from continual.hypernetworks.generators import ChunkedGenerator, parameter_count, sized_chunks
 from continual.hypernetworks.lstm import LSTMGenerator
@@ -21,9 +21,10 @@ from continual.hypernetworks.regularisers import output_distance, step_ahead
 from continual.hypernetworks.target import Target
 from continual.learner import Learner
 from continual.memory import Batch
-from continual.networks_hypernet import Dropout, resnet32
+from continual.networks.classifier import Classifier, draw
+from continual.networks.hypernet import Dropout, resnet32
+from continual.networks.residual import Residual
 from continual.presets import PRESETS
-from continual.residual import Residual
 from continual.strategies.hypernet import Hypernet
 from plasticity.adam import Adam
 from plasticity.networks.stacked import stack
@@ -97,7 +98,7 @@ def test_1_parameters_and_chunks_are_counted_as_published():
 def test_1_target_networks_have_their_published_size():
     source = torch.Generator().manual_seed(0)
     for name, count in (("resnet32", 468_540), ("zenkenet", 1_276_508)):
-        network = networks.draw(name, (3, 32, 32), (), 60, True, (), source)
+        network = draw(name, (3, 32, 32), (), 60, True, (), source)
         assert sum(p.numel() for p in network.parameters()) == count
     assert [module.rate for module in network.modules() if isinstance(module, Dropout)] == [0.25, 0.25, 0.5]
     assert sum(isinstance(m, Residual) for m in resnet32((3, 32, 32), (), 60).modules()) == 15
@@ -120,9 +121,9 @@ def test_1_chunks_that_are_not_given_leave_no_more_parameters_than_weights():
 
 
 def drawn_target(members: int = 1) -> Target:
-    made = [networks.draw("mlp", (2,), (3,), 2, True, (), torch.Generator().manual_seed(k)) for k in range(members)]
+    made = [draw("mlp", (2,), (3,), 2, True, (), torch.Generator().manual_seed(k)) for k in range(members)]
     network = stack(made)
-    assert isinstance(network, networks.Classifier)
+    assert isinstance(network, Classifier)
     return Target(network)
 
 
@@ -141,7 +142,7 @@ def test_2_weights_are_cut_in_the_order_of_layers_row_by_row():
 
 
 def test_2_the_target_is_the_network_with_those_weights():
-    own = networks.draw("mlp", (2,), (3,), 2, True, (), torch.Generator().manual_seed(7))
+    own = draw("mlp", (2,), (3,), 2, True, (), torch.Generator().manual_seed(7))
     weights = torch.cat([p.detach().flatten() for p in own.parameters()]).unsqueeze(0)
     x = drawn(1, 6, 2)
     torch.testing.assert_close(drawn_target()(weights, x)[0], own(x[0]))

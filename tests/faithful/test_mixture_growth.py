@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from continual import datasets, networks
+from continual import datasets
 from continual.catalogue import Benchmark, open_learner
 from continual.growth.mixture import COEFFICIENTS, Recipe, Stage, Templates, new_coefficients
 from continual.growth.mixture_network import MixtureNetwork, net2wider, with_blocks
 from continual.learner import Learner
-from continual.networks import Classifier
+from continual.networks.classifier import NETWORKS, Classifier, draw
 from continual.strategies import mixture_growth
 from continual.strategies.mixture_growth import GROWTHS, MixtureGrowth, stage_ends
 from plasticity.networks.stacked import stack
@@ -33,7 +33,7 @@ def stream(*seeds: int) -> RandomStream:
 
 def mixture(name="wrn10", hidden=(4, 4, 6, 8), shape=(1, 8, 8), recipe=RECIPE, dtype=torch.float64) -> MixtureNetwork:
     """Two networks of which every number was perturbed."""
-    made = [networks.draw(name, shape, hidden, 5, False, (), torch.Generator().manual_seed(k)) for k in (0, 1)]
+    made = [draw(name, shape, hidden, 5, False, (), torch.Generator().manual_seed(k)) for k in (0, 1)]
     whole = stack(made)
     assert isinstance(whole, Classifier)
     network = MixtureNetwork(whole, recipe, stream()).to(dtype)
@@ -165,7 +165,7 @@ def test_net2wider_keeps_the_function_and_breaks_the_symmetry():
 def test_wrn_28_10_has_its_published_size():
     """But for gains and offsets of the BatchNorm between two convolutions, which this one leaves out."""
     with torch.device("meta"):
-        network = networks.NETWORKS["wrn28"]((3, 32, 32), (), 100)
+        network = NETWORKS["wrn28"]((3, 32, 32), (), 100)
     assert sum(p.numel() for p in network.parameters()) == 36_536_884 - 2 * 4 * (160 + 320 + 640)
 
 

@@ -18,7 +18,7 @@ from continual.growth.stack import (
     zero_depth,
 )  # fmt: skip
 from continual.growth.transformers import GPT, TransformerBlock
-from continual.networks import draw
+from continual.networks.classifier import draw
 from plasticity.networks.stacked import stack
 
 

@@ -8,9 +8,10 @@ import math
 import pytest
 import torch
 
-from continual import datasets, networks
+from continual import datasets
 from continual.catalogue import BENCHMARKS, STRATEGIES, Benchmark, open_learner, resolve
 from continual.memory import Batch
+from continual.networks.classifier import draw
 from continual.strategies.uer import UER, Config, cosine_logits, dot_logits
 
 TOY = Benchmark(data="blobs", hidden=(16,), memory=20, network="mlp")
@@ -44,9 +45,9 @@ def test_1_the_head_has_no_bias_and_the_backbone_its_published_size():
     assert uer().network.head.bias is None
     source = torch.Generator().manual_seed(0)
     for bias, count in ((False, 1_094_740), (True, 1_094_750)):
-        network = networks.draw("resnet18-reduced", (3, 32, 32), (), 10, bias, (), source)
+        network = draw("resnet18-reduced", (3, 32, 32), (), 10, bias, (), source)
         assert sum(p.numel() for p in network.parameters()) == count
-    large = networks.draw("resnet18-reduced", (3, 84, 84), (), 100, False, (), source)
+    large = draw("resnet18-reduced", (3, 84, 84), (), 100, False, (), source)
     assert large.get_parameter("head.weight").shape == (100, 640)
     assert network.get_parameter("head.weight").shape == (10, 160)
 

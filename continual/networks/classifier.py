@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from continual.growth.transformers import vit
-from continual.networks_dst import cnn_bn, lenet5, mlp_bn, mobilenet_v2, resnet18, vgg_like
-from continual.networks_growth import wrn10, wrn28
-from continual.networks_hypernet import Dropout, resnet32, zenkenet
-from continual.residual import basic_block
+from continual.networks.dst import cnn_bn, lenet5, mlp_bn, mobilenet_v2, resnet18, vgg_like
+from continual.networks.hypernet import Dropout, resnet32, zenkenet
+from continual.networks.residual import basic_block
+from continual.networks.wide_residual import wrn10, wrn28
 from plasticity.intervention import Intervention
 from plasticity.networks.architectures import ARCHITECTURES, draw_
 from plasticity.networks.mlp_gradients import MLPGradients, gradients_through

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from continual.residual import Residual
+from continual.networks.residual import Residual
 from plasticity.population import RandomStream
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from continual.residual import LinearBottleneck, basic_block
+from continual.networks.residual import LinearBottleneck, basic_block
 
 # MobileNetV2, table 2: expansion, channels, repetitions, stride of the first.
 _BOTTLENECKS = (
