@@ -76,7 +76,7 @@ class TrainOptions:
     threads: int = 0
     """threads for each process; 0 chooses"""
     compile: bool = False
-    """torch.compile the losses (pays on GPUs, not for small networks on CPUs)"""
+    """torch.compile the losses (pays on GPUs, on CPUs for Symphony)"""
     overlap: bool = False
     """simulate while the networks learn; an update then misses the newest step"""
     bf16: bool = False

@@ -184,8 +184,8 @@ def dqn(data: dict[str, Tensor], compiled: bool) -> Update:
 BY_HAND = {"td3": td3, "sac": sac, "dqn": dqn}
 
 
-def ours(name: str, data: dict[str, Tensor]) -> Update:
-    """The agent of `neoteny train` with the same rows in its replay; only its gradient steps run."""
+def ours(name: str, data: dict[str, Tensor], compiled: bool) -> Update:
+    """The agent of `neoteny train`, or with `--compile`, on the same rows in its replay; only its gradient steps."""
     device = data["obs"].device
     limit = np.ones(ACTIONS, np.float32)
     spec = DiscreteActionSpec(ACTIONS) if name == "dqn" else ContinuousActionSpec(-limit, limit)
@@ -194,7 +194,7 @@ def ours(name: str, data: dict[str, Tensor]) -> Update:
     purposes = ("initialisation", "exploration", "sampling", "update", "evaluation")
     streams = {p: RandomStream(torch.Generator(device).manual_seed(i)) for i, p in enumerate(purposes)}
     config, observations = module.Config(**changes), ObservationSpec((OBSERVATIONS,))
-    agent = module.Agent(observations, spec, config, num_envs=1, device=device, streams=streams)
+    agent = module.Agent(observations, spec, config, num_envs=1, device=device, streams=streams, compiled=compiled)
     never = torch.zeros(1, dtype=torch.bool, device=device)
     action = data["button" if name == "dqn" else "action"]
     for row in range(ROWS):
@@ -244,8 +244,8 @@ def main() -> None:
           f"load {os.getloadavg()[0]:.1f}; medians of {options.rounds} rounds")  # fmt: skip
     data, order = rows(device), random.Random(0)
     for name in options.agents:
-        updates = {"ours": ours(name, data), "by hand": BY_HAND[name](data, compiled=False)}
-        updates["by hand, compiled"] = BY_HAND[name](data, compiled=True)
+        updates = {"ours": ours(name, data, False), "ours, compiled": ours(name, data, True)}
+        updates |= {"by hand": BY_HAND[name](data, False), "by hand, compiled": BY_HAND[name](data, True)}
         for update in updates.values():
             seconds(update, 20, device)
         turns: dict[str, list[tuple[float, float]]] = {title: [] for title in updates}
