@@ -303,9 +303,7 @@ class Probe:
             obs = torch.tensor([[sign, float(stage), 1.0]])
             action = agent.act(obs, explore=True)
             sign_next = 1.0 if torch.rand((), generator=self.world) < 0.5 else -1.0
-            if self.name == "constant":
-                reward, ended = 1.0, True
-            elif self.name == "observation":
+            if self.name == "observation":
                 reward, ended = sign, True
             elif self.name == "delayed":
                 reward, ended = float(stage), stage == 1
@@ -348,7 +346,7 @@ def near(agent, obs: list[float], value: float) -> bool:
 
 
 @pytest.mark.parametrize("name", ANY_REPLAYING)
-def test_probe_constant_reward_and_observed_reward(name):
+def test_probe_learns_the_observed_reward(name):
     agent = probe_agent(name)
 
     def learnt() -> bool:
