@@ -325,10 +325,12 @@ def test_two_seeds_stopped_apart_killed_and_resumed(server, tmp_path, capsys):
     child = start([*neoteny, *train, "--seeds", "2", "--seed", "3", "--name", "run"])
     wait_for_rows(run, 100)
     os.killpg(child.pid, signal.SIGSTOP)  # or it might have ended before the second one has started
-    assert main(["resume", str(run)]) == 2
-    assert f"process {child.pid} is at work on '{run}'" in capsys.readouterr().err
-    os.killpg(child.pid, signal.SIGINT)
-    os.killpg(child.pid, signal.SIGCONT)
+    try:
+        assert main(["resume", str(run)]) == 2
+        assert f"process {child.pid} is at work on '{run}'" in capsys.readouterr().err
+    finally:
+        os.killpg(child.pid, signal.SIGINT)
+        os.killpg(child.pid, signal.SIGCONT)
     assert child.wait(60) == 3, child.stderr.read()
     manifest = checkpoint.verify(checkpoint.newest(run))
     assert manifest["seed_steps"].keys() == {"3", "4"}
