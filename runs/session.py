@@ -346,7 +346,12 @@ def _train_in_processes(
             receiver, sender = context.Pipe(duplex=False)
             arguments = (config, group, session.folder, before.state_of(group), signals, sender, lock)
             child = context.Process(target=_train_in_child, args=arguments)
-            child.start()
+            # Blocked in the child from its first moment: Ctrl-C would end it before it has come to ignore it.
+            signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+            try:
+                child.start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
             sender.close()
             children[receiver] = group, child
         if not children:

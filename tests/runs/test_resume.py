@@ -315,6 +315,21 @@ def wait_for_rows(run: Path, count: int) -> None:
     raise AssertionError("the run does not go on")
 
 
+def test_ctrl_c_while_seeds_start_is_a_checkpoint(tmp_path):
+    """It reaches the processes of the seeds too, which are still importing then."""
+    train = ["train", "td3", "--env", "gym/Pendulum-v1", *COMMON, *SHORT, "--seeds-as", "processes", "--seeds", "2"]
+    train += ["--steps", "1200", "--out", str(tmp_path), "--name", "run"]
+    child = start([sys.executable, "-m", "runs.cli", *train])
+    children, deadline = Path(f"/proc/{child.pid}/task/{child.pid}/children"), time.monotonic() + 100
+    while len(children.read_text().split()) < 3 and time.monotonic() < deadline:  # a tracker of semaphores, two seeds
+        time.sleep(0.01)
+    os.killpg(child.pid, signal.SIGINT)
+    _, said = child.communicate(timeout=100)
+    assert child.returncode == 3, said
+    assert "Traceback" not in said
+    assert checkpoint.verify(checkpoint.newest(tmp_path / "run"))["step"] == 0
+
+
 def test_two_seeds_stopped_apart_killed_and_resumed(server, tmp_path, capsys):
     """One process a seed, real ones: Ctrl-C finds them at different steps, kill -9 of the parent takes all with it,
     and a second process is told which one is at work."""
