@@ -19,6 +19,7 @@ from continual.pairs.stream import PairStream
 Scores = dict[str, Tensor]  # numbers of one seed, [] by name
 _CHUNK = 256  # images or texts that are encoded at a time
 _ROWS = 1024  # of the similarities that are compared at a time
+_ROUNDING = 1e-12  # of a float64 product of two unit vectors
 
 
 class Encoder(Protocol):
@@ -55,12 +56,16 @@ def embedded(encoder: Encoder, pairs: PairBatch) -> Embedded:
 
 
 def ranks(queries: Tensor, candidates: Tensor) -> Tensor:
-    """How many candidates are as near to query n as candidate n is, or nearer: int64 [N], 0 is best. Both [N, E]."""
+    """How many candidates are as near to query n as candidate n is, or nearer: int64 [N], 0 is best. Both [N, E].
+
+    In float64 and with room for its rounding: a product may sum one column's terms in another order than the next's.
+    """
+    queries, candidates = queries.double(), candidates.double()
     found = []
     for start in range(0, len(queries), _ROWS):
         similar = queries[start : start + _ROWS] @ candidates.T
         own = similar.diagonal(start).unsqueeze(1)
-        found.append((similar >= own).sum(1) - 1)
+        found.append((similar >= own - _ROUNDING).sum(1) - 1)
     return torch.cat(found)
 
 

@@ -153,5 +153,7 @@ def test_recall_counts_ties_against_the_encoder():
     assert evaluation.ranks(line, line).tolist() == [0] * 6
     twice = torch.cat([line, line[:1]])  # the first and the last cannot be told apart
     assert evaluation.ranks(twice, twice).tolist() == [1, 0, 0, 0, 0, 0, 1]
+    collapsed = line[:1].repeat(37, 1)  # a network that gives everything the same embedding finds nothing
+    assert evaluation.ranks(collapsed, collapsed).tolist() == [36] * 37
     swapped = line[[1, 0, 2, 3, 4, 5]]
     assert (evaluation.ranks(line, swapped) > 0).tolist() == [True, True, False, False, False, False]
