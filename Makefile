@@ -7,14 +7,16 @@ PIP := $(BIN)/pip install --quiet --no-compile --constraint constraints.txt --ed
 
 .PHONY: demo test clean
 
-.venv/.core: pyproject.toml constraints.txt
+$(BIN)/pip:
 	$(PYTHON) -m venv .venv
+
+.venv/.core: pyproject.toml constraints.txt | $(BIN)/pip
 	$(PIP) .
 	touch $@
 
-.venv/.tests: .venv/.core
+.venv/.tests: pyproject.toml constraints.txt | $(BIN)/pip
 	$(PIP) '.[dev,avalanche,offline]'
-	touch $@
+	touch .venv/.core $@
 
 demo: .venv/.core
 	rm -rf results/demo

@@ -36,7 +36,7 @@ from agents.networks import Liftable, NatureCNN
 from agents.plastic import Plasticity
 from agents.population import common_lead
 from envs.runner import ActionSpec, ContinuousActionSpec, ObservationSpec, Step
-from plasticity.population import Axes
+from plasticity.population import Axes, RandomStream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +72,8 @@ class Config:
     """layers of policy and value, for vectors"""
     layer_norm: bool = False
     """LayerNorm before every nonlinearity (ours)"""
+    deterministic_evaluation: bool = True
+    """evaluations take the likeliest action; without, they draw from the policy, as CleanRL's do"""
 
     def __post_init__(self) -> None:
         check_config(self)
@@ -229,7 +231,9 @@ class Agent:
             )
         self.config, self.num_envs, self.device, self.lead = config, num_envs, device, common_lead(streams)
         self.plasticity = make = plasticity or Plasticity()
-        self.exploration, self.order = streams["exploration"], streams["update"]
+        self.exploration, self.order, self.evaluation = (
+            streams[purpose] for purpose in ("exploration", "update", "evaluation")
+        )
         self.scale = ActionScale(action_spec, device) if isinstance(action_spec, ContinuousActionSpec) else None
         self.net = make.network(lambda: ActorCritic(observation_spec, action_spec, config), streams["initialisation"])
         self.optimizer = make.optimizer(self.net, config.learning_rate, epsilon=config.adam_epsilon)
@@ -257,19 +261,25 @@ class Agent:
     def act(self, obs: Tensor, explore: bool) -> Tensor:
         if not explore:
             outputs, _ = self.net(as_seen(self, obs))
-            return outputs.argmax(-1) if self.scale is None else self.scale.to_environment(outputs.clamp(-1, 1))
+            if self.config.deterministic_evaluation:
+                return self._played(outputs.argmax(-1) if self.scale is None else outputs)
+            return self._played(self._drawn(outputs, self.evaluation))
         if self.observation_moments is not None:
             self.observation_moments.update(obs)
         obs = as_seen(self, obs)
         outputs, value = self.net(obs)
-        if self.scale is None:  # by the Gumbel-max trick
-            uniform = self.exploration.uniform(*outputs.shape[-2:])
-            action = (outputs - (-(uniform + 1e-20).log()).log()).argmax(-1)
-        else:
-            assert self.net.log_std is not None
-            action = outputs + self.net.log_std.exp() * self.exploration.normal(*outputs.shape[-2:])
+        action = self._drawn(outputs, self.exploration)
         log, _ = log_probability(self.net, outputs, action)
         self.pending = obs, action, log, value
+        return self._played(action)
+
+    def _drawn(self, outputs: Tensor, stream: RandomStream) -> Tensor:
+        if self.net.log_std is not None:
+            return outputs + self.net.log_std.exp() * stream.normal(*outputs.shape[-2:])
+        uniform = stream.uniform(*outputs.shape[-2:])  # the Gumbel-max trick
+        return (outputs - (-(uniform + 1e-20).log()).log()).argmax(-1)
+
+    def _played(self, action: Tensor) -> Tensor:
         return action if self.scale is None else self.scale.to_environment(action.clamp(-1, 1))
 
     @torch.no_grad()
@@ -370,6 +380,7 @@ class Agent:
             "discounted_return": self.discounted_return,
             "exploration": self.exploration,
             "order": self.order,
+            "evaluation": self.evaluation,
             **{name: part for name, part in moments.items() if part is not None},
         }
 

@@ -80,6 +80,7 @@ _PPO_ATARI: dict[str, Any] = {
     "clip": 0.1,
     "entropy_weight": 0.01,
     "normalise_rewards": False,
+    "deterministic_evaluation": False,
 }
 # What NaP's paper builds on: Rainbow of DQN Zoo (specs/nap-and-plasticity.md, section 1.8).
 _NAP_RAINBOW: dict[str, Any] = {"noise_scale": 0.1, "adam_epsilon": 0.005 / 32}

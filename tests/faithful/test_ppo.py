@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from agents import ppo
-from agents.moments import Moments
+from agents.moments import Moments, as_seen
 from agents.networks import initialise_
 from agents.plastic import Plasticity
 from agents.ppo import Agent, Config, Samples
@@ -207,6 +207,26 @@ def test_evaluation_takes_the_mean_and_moves_no_scale():
     assert (action >= torch.from_numpy(BOX.low)).all()
 
 
+@pytest.mark.parametrize("spec", [BUTTONS, BOX], ids=["buttons", "box"])
+def test_evaluation_may_draw_from_the_policy_as_cleanrl_does(spec):
+    """Its frequencies, or mean and deviation; what is drawn for training stays as it is."""
+    agent, other = (make_agent(spec=spec, deterministic_evaluation=choice) for choice in (False, True))
+    obs = torch.full((20_000, 3), 0.7)
+    drawn = agent.act(obs, explore=False)
+    outputs, _ = agent.net(as_seen(agent, obs[:1]))
+    if spec is BUTTONS:
+        frequency = torch.nn.functional.one_hot(drawn, spec.count).float().mean(0)
+        torch.testing.assert_close(frequency, outputs[0].softmax(-1), rtol=0, atol=0.02)
+        assert not torch.equal(drawn, agent.act(obs, explore=False))
+    else:
+        unit = outputs[0].detach() + torch.randn(200_000, spec.size, generator=torch.Generator().manual_seed(1))
+        expected = agent.scale.to_environment(unit.clamp(-1, 1))
+        torch.testing.assert_close(drawn.mean(0), expected.mean(0), rtol=0, atol=0.05)
+        torch.testing.assert_close(drawn.std(0), expected.std(0), rtol=0, atol=0.05)
+    other.act(obs, explore=False)
+    assert torch.equal(agent.act(obs[:2], explore=True), other.act(obs[:2], explore=True))
+
+
 def test_updates_come_with_full_rollouts():
     agent = make_agent()
     assert live(agent, 11) == {}
@@ -373,6 +393,7 @@ def test_published_settings():
     atari, mujoco = preset_config("ppo", "atari"), Config()
     assert (atari.rollout_steps, atari.epochs, atari.minibatches) == (128, 4, 4)
     assert (atari.learning_rate, atari.clip, atari.entropy_weight) == (2.5e-4, 0.1, 0.01)
+    assert (atari.deterministic_evaluation, mujoco.deterministic_evaluation) == (False, True)
     assert (mujoco.rollout_steps, mujoco.epochs, mujoco.minibatches) == (2_048, 10, 32)
     assert (mujoco.learning_rate, mujoco.clip, mujoco.entropy_weight, mujoco.hidden) == (3e-4, 0.2, 0.0, (64, 64))
     assert (mujoco.discount, mujoco.gae_lambda, mujoco.value_weight, mujoco.max_gradient_norm) == (0.99, 0.95, 0.5, 0.5)
