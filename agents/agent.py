@@ -109,19 +109,22 @@ def gradient_step(optimizer: Optimizer, loss: Tensor, max_norm: float = math.inf
 
     A gradient longer than `max_norm`, over all parameters of a seed together, is scaled down to it.
     """
-    (gradients,) = _gradients([optimizer], loss)
+    joint_step([optimizer], loss, max_norm)
+
+
+def joint_step(optimizers: Sequence[Optimizer], loss: Tensor, max_norm: float = math.inf) -> None:
+    """One step of several optimisers' parameters down one `loss` [*S], by one backward pass.
+
+    max_norm: as in `gradient_step`, of all their parameters together.
+    """
+    gradients = _gradients(optimizers, loss)
     if max_norm < math.inf:
-        norms = [torch.linalg.vector_norm(gradient.reshape(*loss.shape, -1), dim=-1) for gradient in gradients]
+        norms = [torch.linalg.vector_norm(g.reshape(*loss.shape, -1), dim=-1) for own in gradients for g in own]
         norm = torch.linalg.vector_norm(torch.stack(norms, -1), dim=-1)
         scale = (max_norm / (norm + 1e-6)).clamp(max=1)
-        gradients = [g * scale.reshape(*loss.shape, *[1] * (g.ndim - loss.ndim)) for g in gradients]
-    optimizer.step(gradients)
-
-
-def joint_step(optimizers: Sequence[Optimizer], loss: Tensor) -> None:
-    """One step of several optimisers' parameters down one `loss` [*S], by one backward pass."""
-    for optimizer, gradients in zip(optimizers, _gradients(optimizers, loss), strict=True):
-        optimizer.step(gradients)
+        gradients = [[g * scale.reshape(*loss.shape, *[1] * (g.ndim - loss.ndim)) for g in own] for own in gradients]
+    for optimizer, own in zip(optimizers, gradients, strict=True):
+        optimizer.step(own)
 
 
 def _gradients(optimizers: Sequence[Optimizer], loss: Tensor) -> list[list[Tensor]]:

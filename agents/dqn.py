@@ -19,12 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from agents.agent import Metrics, check_config, compiled_if
-from agents.networks import Liftable, NatureCNN, mlp
+from agents.agent import Metrics, Streams, check_config, compiled_if
+from agents.networks import Liftable, NatureCNN, mlp, new_network
 from agents.replay import Batch
-from agents.representation import Kind, needed_gradients, penalty
+from agents.representation import FeatureHeads, Kind, frozen, infer, needed_gradients, penalty
 from agents.value_based import ValueBased, weighted_mean
 from envs.runner import ActionSpec, ObservationSpec
+from plasticity.adam import Adam
 from plasticity.population import RandomStream
 
 
@@ -71,10 +72,14 @@ class Config:
     """layers of the network for vector observations"""
     layer_norm: bool = False
     """LayerNorm before every ReLU (ours)"""
-    representation: Kind = "none"
+    representation: Literal["beer", "peer", "dr3", "infer", "none"] = "none"
     """penalty on the features; BEER's takes the head of the action taken, an approximation"""
     representation_weight: float = 1e-3
-    """of that penalty; BEER's β"""
+    """of that penalty; BEER's β; InFeR's α, published as 0.1"""
+    feature_heads: int = 10
+    """InFeR's extra heads"""
+    feature_scale: float = 100.0
+    """InFeR's β₀, of the frozen heads' outputs"""
 
     def __post_init__(self) -> None:
         check_config(self)
@@ -97,6 +102,11 @@ class QNetwork(Liftable):
     def features(self, obs: Tensor) -> Tensor:
         """What the head reads, [*S, B, D]."""
         return cast(nn.Sequential, self.net)[:-1](obs)
+
+    @property
+    def feature_count(self) -> int:
+        """D"""
+        return cast(nn.Sequential, self.net)[-1].get_parameter("weight").shape[-1]
 
     def head_norm(self, action: Tensor) -> Tensor:
         """Norm of the head's weight for each action [*S, B], without gradient, [*S, B]."""
@@ -125,6 +135,24 @@ def td_loss(
     return loss, metrics, value.detach() - target
 
 
+@dataclass(frozen=True)
+class First:
+    """What InFeR keeps features by: its heads, and the network and the heads as they were at first."""
+
+    net: QNetwork
+    heads: FeatureHeads
+    first_heads: FeatureHeads
+
+
+def infer_penalty(net: QNetwork, first: First, batch: Batch, scale: float) -> tuple[Tensor, Metrics]:
+    """On the features of states, [*S], and metrics."""
+    with torch.no_grad():
+        first_features = first.net.features(batch.obs).unsqueeze(-3)
+    features = net.features(batch.obs).unsqueeze(-3)
+    value = infer(first.heads, features, first.first_heads, first_features, scale)
+    return value, {"loss/representation": value.detach()}
+
+
 def representation_penalty(kind: Kind, net: QNetwork, target_net: QNetwork, batch: Batch) -> tuple[Tensor, Metrics]:
     """On the features of states, [*S], and metrics. The theorem wants one head for both sides; this takes w_a of a."""
     with torch.no_grad():
@@ -151,12 +179,30 @@ class Agent(ValueBased):
         config: Config,
         *,
         compiled: bool = False,
+        streams: Streams,
         **common: Any,
     ):
-        super().__init__(observation_spec, action_spec, config, **common)
+        super().__init__(observation_spec, action_spec, config, streams=streams, **common)
         self.td_target = compiled_if(compiled, td_target)
         self.td_loss = compiled_if(compiled, td_loss)
         self.penalty = compiled_if(compiled, representation_penalty)
+        self.infer_penalty = compiled_if(compiled, infer_penalty)
+        self.infer_parts: dict[str, Any] = {}
+        if config.representation == "infer":
+            self._keep_first_features(streams)
+
+    def _keep_first_features(self, streams: Streams) -> None:
+        sizes = 1, self.net.feature_count, self.config.feature_heads
+        heads = new_network(lambda: FeatureHeads(*sizes), streams["initialisation"])
+        self.first = First(frozen(self.net), heads, frozen(heads))
+        optimizer = Adam(list(heads.parameters()), self.config.learning_rate, epsilon=self.config.adam_epsilon)
+        self.optimizers.append(self.plasticity.scheduled(optimizer))
+        self.infer_parts = {
+            "heads": heads,
+            "heads_optimizer": self.optimizers[-1],
+            "first_heads": self.first.first_heads,
+            "first_net": self.first.net,
+        }
 
     def _network(self, observation_spec: ObservationSpec) -> QNetwork:
         return QNetwork(observation_spec, self.actions, self.config.hidden, self.config.layer_norm)
@@ -168,7 +214,13 @@ class Agent(ValueBased):
         config = self.config
         target = self.td_target(self.target_net, batch)
         loss, metrics, error = self.td_loss(self.net, batch, target, config.huber, weight)
-        if config.representation != "none":
+        if config.representation == "none":
+            return loss, metrics, error
+        if config.representation == "infer":
+            extra, more = self.infer_penalty(self.net, self.first, batch, config.feature_scale)
+        else:
             extra, more = self.penalty(config.representation, self.net, self.target_net, batch)
-            loss, metrics = loss + config.representation_weight * extra, metrics | more
-        return loss, metrics, error
+        return loss + config.representation_weight * extra, metrics | more, error
+
+    def _parts(self) -> dict[str, Any]:
+        return super()._parts() | self.infer_parts

@@ -15,7 +15,7 @@ from torch import Tensor
 from agents.agent import (
     Metrics,
     Streams,
-    gradient_step,
+    joint_step,
     lerp_,
     load_parts_state,
     parts_state,
@@ -78,6 +78,7 @@ class ValueBased(ABC):
         self.optimizer = make.optimizer(
             self.net, config.learning_rate, target=self.target_net, epsilon=config.adam_epsilon
         )
+        self.optimizers: list[Any] = [self.optimizer]
         self.replay = make_replay(config, num_envs, observation_spec, spec, device, streams["sampling"])
         self.steps = self.updates = 0
         self.pending: tuple[Tensor, Tensor] | None = None  # obs and action that wait for their outcome
@@ -155,7 +156,7 @@ class ValueBased(ABC):
         prioritised = isinstance(replay, PrioritisedReplay)
         weight = replay.importance_weights(self.importance_exponent) if prioritised else None
         loss, metrics, errors = self._loss(batch, weight)
-        gradient_step(self.optimizer, loss, config.max_gradient_norm)
+        joint_step(self.optimizers, loss, config.max_gradient_norm)
         if prioritised:
             replay.set_priorities(errors)
         self.updates += 1

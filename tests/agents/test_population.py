@@ -57,6 +57,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "beer with InFeR": {"representation": "infer", "feature_heads": 3},
     "td3 with BEER": {"representation": "beer", "n_step": 3},
     "dqn with BEER": {"representation": "beer", "update_every": 1},
+    "dqn with InFeR": {"representation": "infer", "feature_heads": 3, "update_every": 1, "max_gradient_norm": 0.5},
     "symphony": {"nodes": 4, "updates_per_step": 2, "gradient_dropout": True, "fall_window": 2, "episode_limit": 9},
     "symphony of August 2026": {"nodes": 4, "updates_per_step": 2, **SAYA},
     "sac with LayerNorm": {"layer_norm": True},

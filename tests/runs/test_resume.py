@@ -53,7 +53,11 @@ RUNS = {
         "gym/Pendulum-v1",
         [*SHORT, *BRIEF, "--preset", "simba", "--critic-hidden", "8", "8"],
     ),
-    "dqn in an environment of Gymnasium's": ("dqn", "gym/GridWorld-v0", [*SHORT, *BRIEF, "--num-envs", "2"]),
+    "dqn with InFeR in an environment of Gymnasium's": (
+        "dqn",
+        "gym/GridWorld-v0",
+        [*SHORT, *BRIEF, "--num-envs", "2", "--representation", "infer"],
+    ),
     "sac dmc": ("sac", "dmc/cartpole-swingup", [*SHORT, "--env-set", "time_limit=0.35"]),
     "dqn gym": ("dqn", "gym/CartPole-v1", [*SHORT, "--num-envs", "2", "--epsilon-evaluation", "0.5"]),
     "dqn gym, prioritised": (
