@@ -73,7 +73,7 @@ class Config:
     layer_norm: bool = False
     """LayerNorm before every nonlinearity (ours)"""
     deterministic_evaluation: bool = True
-    """evaluations take the likeliest action; without, they draw from the policy, as CleanRL's do"""
+    """evaluated by the likeliest action, not by draws from the policy"""
 
     def __post_init__(self) -> None:
         check_config(self)
