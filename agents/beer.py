@@ -36,11 +36,11 @@ from agents.agent import (
     take_pending,
     updates_due,
 )
-from agents.networks import Critics, DeterministicActor, new_network
+from agents.networks import Critics, DeterministicActor
 from agents.plastic import Plasticity
 from agents.population import common_lead
 from agents.replay import Batch, Replay
-from agents.representation import FeatureHeads, critic_penalty, frozen, infer
+from agents.representation import FirstFeatures, critic_penalty, infer
 from envs.runner import ActionSpec, ObservationSpec, Step
 from plasticity.adam import Adam
 
@@ -99,14 +99,12 @@ def td_target(target_actor: DeterministicActor, target_critic: Critics, batch: B
 
 @dataclass(frozen=True)
 class Others:
-    """The networks that the penalty looks at beside the critic; first_critic and the heads for InFeR alone."""
+    """The networks that the penalty looks at beside the critic; first for InFeR alone."""
 
     actor: DeterministicActor
     target_actor: DeterministicActor
     target_critic: Critics
-    first_critic: Critics | None = None
-    heads: FeatureHeads | None = None
-    first_heads: FeatureHeads | None = None
+    first: FirstFeatures | None = None
 
 
 def critic_loss(
@@ -128,12 +126,10 @@ def critic_loss(
 def penalty(critic: Critics, others: Others, batch: Batch, features: Tensor, config: Config) -> tuple[Tensor, Metrics]:
     """On the critic's features [*S, 1, B, D] of the batch: [*S], and metrics."""
     if config.representation == "infer":
-        assert others.heads is not None
-        assert others.first_heads is not None
-        assert others.first_critic is not None
+        assert others.first is not None
         with torch.no_grad():
-            first = others.first_critic.features(batch.obs, batch.action)
-        return infer(others.heads, features, others.first_heads, first, config.feature_scale), {}
+            features_then = others.first.first_network.features(batch.obs, batch.action)
+        return infer(others.first, features, features_then, config.feature_scale), {}
     with torch.no_grad():
         next_action = others.actor(batch.next_obs)
         target_next = others.target_critic.features(batch.next_obs, others.target_actor(batch.next_obs))
@@ -183,7 +179,10 @@ class Agent:
         self.critic_side = [self.critic_optimizer]
         self.infer_parts: dict[str, Any] = {}
         if config.representation == "infer":
-            self._keep_first_features(streams)
+            first = FirstFeatures.of(self.critic, config.hidden[-1], config.feature_heads, streams["initialisation"])
+            self.others = dataclasses.replace(self.others, first=first)
+            self.critic_side.append(make.scheduled(Adam(list(first.heads.parameters()), config.learning_rate)))
+            self.infer_parts = {**first.parts(), "heads_optimizer": self.critic_side[-1]}
         self.replay = Replay(
             config.replay_capacity,
             num_envs,
@@ -198,22 +197,6 @@ class Agent:
         self.td_target = compiled_if(compiled, td_target)
         self.critic_loss = compiled_if(compiled, critic_loss)
         self.actor_loss = compiled_if(compiled, actor_loss)
-
-    def _keep_first_features(self, streams: Streams) -> None:
-        """InFeR's heads, and frozen copies of them and of the critic as they are now."""
-        config = self.config
-        heads = new_network(lambda: FeatureHeads(1, config.hidden[-1], config.feature_heads), streams["initialisation"])
-        self.others = dataclasses.replace(
-            self.others, heads=heads, first_heads=frozen(heads), first_critic=frozen(self.critic)
-        )
-        heads_optimizer = self.plasticity.scheduled(Adam(list(heads.parameters()), config.learning_rate))
-        self.critic_side.append(heads_optimizer)
-        self.infer_parts = {
-            "heads": heads,
-            "heads_optimizer": heads_optimizer,
-            "first_heads": self.others.first_heads,
-            "first_critic": self.others.first_critic,
-        }
 
     @torch.no_grad()
     def act(self, obs: Tensor, explore: bool) -> Tensor:

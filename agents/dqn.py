@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agents.agent import Metrics, Streams, check_config, compiled_if
-from agents.networks import Liftable, NatureCNN, mlp, new_network
+from agents.networks import Liftable, NatureCNN, mlp
 from agents.replay import Batch
-from agents.representation import FeatureHeads, Kind, frozen, infer, needed_gradients, penalty
+from agents.representation import FirstFeatures, Kind, infer, needed_gradients, penalty
 from agents.value_based import ValueBased, weighted_mean
 from envs.runner import ActionSpec, ObservationSpec
 from plasticity.adam import Adam
@@ -135,21 +135,18 @@ def td_loss(
     return loss, metrics, value.detach() - target
 
 
-@dataclass(frozen=True)
-class First:
-    """What InFeR keeps features by: its heads, and the network and the heads as they were at first."""
-
-    net: QNetwork
-    heads: FeatureHeads
-    first_heads: FeatureHeads
+def dqn_loss(
+    net: QNetwork, target_net: QNetwork, batch: Batch, huber: bool, weight: Tensor | None = None
+) -> tuple[Tensor, Metrics, Tensor]:
+    """`td_loss` against `td_target`: one graph where it is compiled."""
+    return td_loss(net, batch, td_target(target_net, batch), huber, weight)
 
 
-def infer_penalty(net: QNetwork, first: First, batch: Batch, scale: float) -> tuple[Tensor, Metrics]:
+def infer_penalty(net: QNetwork, first: FirstFeatures, batch: Batch, scale: float) -> tuple[Tensor, Metrics]:
     """On the features of states, [*S], and metrics."""
     with torch.no_grad():
-        first_features = first.net.features(batch.obs).unsqueeze(-3)
-    features = net.features(batch.obs).unsqueeze(-3)
-    value = infer(first.heads, features, first.first_heads, first_features, scale)
+        features_then = first.first_network.features(batch.obs).unsqueeze(-3)
+    value = infer(first, net.features(batch.obs).unsqueeze(-3), features_then, scale)
     return value, {"loss/representation": value.detach()}
 
 
@@ -183,26 +180,17 @@ class Agent(ValueBased):
         **common: Any,
     ):
         super().__init__(observation_spec, action_spec, config, streams=streams, **common)
-        self.td_target = compiled_if(compiled, td_target)
-        self.td_loss = compiled_if(compiled, td_loss)
+        self.dqn_loss = compiled_if(compiled, dqn_loss)
         self.penalty = compiled_if(compiled, representation_penalty)
         self.infer_penalty = compiled_if(compiled, infer_penalty)
         self.infer_parts: dict[str, Any] = {}
         if config.representation == "infer":
-            self._keep_first_features(streams)
-
-    def _keep_first_features(self, streams: Streams) -> None:
-        sizes = 1, self.net.feature_count, self.config.feature_heads
-        heads = new_network(lambda: FeatureHeads(*sizes), streams["initialisation"])
-        self.first = First(frozen(self.net), heads, frozen(heads))
-        optimizer = Adam(list(heads.parameters()), self.config.learning_rate, epsilon=self.config.adam_epsilon)
-        self.optimizers.append(self.plasticity.scheduled(optimizer))
-        self.infer_parts = {
-            "heads": heads,
-            "heads_optimizer": self.optimizers[-1],
-            "first_heads": self.first.first_heads,
-            "first_net": self.first.net,
-        }
+            features, heads = self.net.feature_count, config.feature_heads
+            self.first = FirstFeatures.of(self.net, features, heads, streams["initialisation"])
+            parameters = list(self.first.heads.parameters())
+            optimizer = self.plasticity.scheduled(Adam(parameters, config.learning_rate, epsilon=config.adam_epsilon))
+            self.optimizers.append(optimizer)
+            self.infer_parts = {**self.first.parts(), "heads_optimizer": optimizer}
 
     def _network(self, observation_spec: ObservationSpec) -> QNetwork:
         return QNetwork(observation_spec, self.actions, self.config.hidden, self.config.layer_norm)
@@ -212,8 +200,7 @@ class Agent(ValueBased):
 
     def _loss(self, batch: Batch, weight: Tensor | None) -> tuple[Tensor, Metrics, Tensor]:
         config = self.config
-        target = self.td_target(self.target_net, batch)
-        loss, metrics, error = self.td_loss(self.net, batch, target, config.huber, weight)
+        loss, metrics, error = self.dqn_loss(self.net, self.target_net, batch, config.huber, weight)
         if config.representation == "none":
             return loss, metrics, error
         if config.representation == "infer":

@@ -14,14 +14,16 @@ The published code mixes φ⁺ (in the numerator) and φ⁻ (in the denominator)
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from agents.networks import ActionValues, Liftable, StackedLinear
+from agents.networks import ActionValues, Liftable, StackedLinear, new_network
 from agents.replay import Batch
+from plasticity.population import RandomStream
 
 Network = TypeVar("Network", bound=nn.Module)
 Metrics = dict[str, Tensor]
@@ -134,10 +136,7 @@ def head_norm(critics: ActionValues) -> Tensor:
 
 
 class FeatureHeads(Liftable):
-    """InFeR: m extra linear heads on the features of a critic, which should keep computing what they first did.
-
-    heads: to be trained with the critic. The first copies of critic and heads are frozen, and their outputs scaled.
-    """
+    """InFeR: m extra linear heads on the features of each of K critics."""
 
     def __init__(self, critics: int, features: int, heads: int):
         super().__init__()
@@ -153,9 +152,29 @@ def frozen(network: Network) -> Network:
     return copy.deepcopy(network).requires_grad_(False)
 
 
-def infer(
-    heads: FeatureHeads, features: Tensor, first_heads: nn.Module, first_features: Tensor, scale: float
-) -> Tensor:
-    """mean_i (g_i(φ) - β₀ g⁰_i(φ⁰))², over heads and batch, summed over critics, [*S]. Lyle et al. 2022."""
-    target = scale * first_heads(first_features)
-    return (heads(features) - target.detach()).square().mean((-2, -1)).sum(-1)
+@dataclass(frozen=True)
+class FirstFeatures:
+    """What InFeR keeps features by: heads, to be trained with the network, and both as they were at first."""
+
+    heads: FeatureHeads
+    first_heads: FeatureHeads
+    first_network: Any
+
+    @classmethod
+    def of(cls, network: nn.Module, features: int, heads: int, stream: RandomStream) -> FirstFeatures:
+        """As the network, of one critic with `features` features, is now; new heads are drawn from the stream."""
+        drawn = new_network(lambda: FeatureHeads(1, features, heads), stream)
+        return cls(drawn, frozen(drawn), frozen(network))
+
+    def parts(self) -> dict[str, nn.Module]:
+        """What a checkpoint holds."""
+        return {"heads": self.heads, "first_heads": self.first_heads, "first_network": self.first_network}
+
+
+def infer(first: FirstFeatures, features: Tensor, features_then: Tensor, scale: float) -> Tensor:
+    """mean_i (g_i(φ) - β₀ g⁰_i(φ⁰))², over heads and batch, summed over critics, [*S]. Lyle et al. 2022.
+
+    features φ, and of the first network φ⁰, [*S, K, B, D]; scale β₀.
+    """
+    target = scale * first.first_heads(features_then)
+    return (first.heads(features) - target.detach()).square().mean((-2, -1)).sum(-1)

@@ -19,7 +19,7 @@ from agents.agent import joint_step, lerp_
 from agents.diagnostics import representation_ranks
 from agents.networks import Critics, new_network
 from agents.replay import Batch
-from agents.representation import FeatureHeads, critic_penalty, frozen, infer
+from agents.representation import FirstFeatures, critic_penalty, infer
 from envs.grid_world import GridWorld
 from plasticity.adam import Adam
 from plasticity.population import RandomStream
@@ -112,7 +112,7 @@ def study(
     stream = RandomStream([torch.Generator().manual_seed(seed) for seed in seeds])
     size = len(grid.observations[0])
     critic = new_network(lambda: Critics(1, size, 4, settings.hidden, False), stream)
-    fit = _Fit(critic, copy.deepcopy(critic), frozen(critic), stream, kind, weight, settings)
+    fit = _Fit(critic, copy.deepcopy(critic), stream, kind, weight, settings)
     transitions = Transitions(grid, stream, settings.discount)
     exact = optimal_values(grid, settings.discount)[: grid.goal].float()
     yield {"update": torch.zeros(len(seeds)), **measure(critic, transitions, exact, len(seeds))}
@@ -131,23 +131,15 @@ class _Fit:
     """A critic, its target and its penalty."""
 
     def __init__(
-        self,
-        critic: Critics,
-        target: Critics,
-        first: Critics,
-        stream: RandomStream,
-        kind: str,
-        weight: float,
-        settings: Settings,
+        self, critic: Critics, target: Critics, stream: RandomStream, kind: str, weight: float, settings: Settings
     ):
-        self.critic, self.target, self.first = critic, target, first
+        self.critic, self.target = critic, target
         self.kind, self.weight, self.settings = kind, weight, settings
         self.optimizers = [Adam(list(critic.parameters()), settings.learning_rate)]
-        self.heads: FeatureHeads | None = None
+        self.first: FirstFeatures | None = None
         if kind == "infer":
-            self.heads = new_network(lambda: FeatureHeads(1, settings.hidden[-1], settings.heads), stream)
-            self.first_heads = frozen(self.heads)
-            self.optimizers.append(Adam(list(self.heads.parameters()), settings.learning_rate))
+            self.first = FirstFeatures.of(critic, settings.hidden[-1], settings.heads, stream)
+            self.optimizers.append(Adam(list(self.first.heads.parameters()), settings.learning_rate))
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """One gradient step, and one of the target towards it."""
@@ -166,10 +158,10 @@ class _Fit:
         return metrics
 
     def _penalty(self, batch: Batch, features: Tensor, target_action: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        if self.heads is not None:
+        if self.first is not None:
             with torch.no_grad():
-                first = self.first.features(batch.obs, batch.action)
-            return infer(self.heads, features, self.first_heads, first, self.settings.scale), {}
+                features_then = self.first.first_network.features(batch.obs, batch.action)
+            return infer(self.first, features, features_then, self.settings.scale), {}
         with torch.no_grad():
             action = one_hot(values_of(self.critic, batch.next_obs).argmax(-1))
             target_next = self.target.features(batch.next_obs, one_hot(target_action))

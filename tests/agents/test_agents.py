@@ -237,7 +237,7 @@ def critic_loss(name: str, agent, batch):
     if name == "crossq":
         return crossq.critic_loss, (agent.actor, agent.critics, agent.log_temperature, batch, torch.zeros(16, 2), True)
     if name == "dqn":
-        return dqn.td_loss, (agent.net, batch, target, True)
+        return dqn.dqn_loss, (agent.net, agent.target_net, batch, True)
     if name == "qrdqn":
         return qrdqn.loss, (agent.net, batch, torch.zeros(16, 9), 1.0, torch.rand(16))
     if name == "rainbow":

@@ -329,16 +329,15 @@ def test_activations_are_those_of_the_agents_own_batch(settings):
     assert critics.learner.members == 2
 
 
-@pytest.mark.parametrize("name", ["dqn", "td3"])
-def test_compiled_losses_show_their_activations(name):
+@pytest.mark.parametrize(("name", "losses"), [("dqn", ["dqn_loss"]), ("td3", ["critic_loss", "actor_loss"])])
+def test_compiled_losses_show_their_activations(name, losses):
     """By the compiler's front end alone, whole graphs."""
     torch._dynamo.reset()  # it takes graphs of networks without hooks, such as other tests compile, for these
     found = []
     for compiled in (False, True):
         agent = agent_with(name, "redo(every=5,threshold=0.6,samples=16)")
-        for loss in ("td_loss", "critic_loss", "actor_loss") if compiled else ():
-            if hasattr(agent, loss):
-                setattr(agent, loss, torch.compile(getattr(agent, loss), backend="aot_eager", fullgraph=True))
+        for loss in losses if compiled else ():
+            setattr(agent, loss, torch.compile(getattr(agent, loss), backend="aot_eager", fullgraph=True))
         live(agent, 22)
         found.append(values(agent))
     for key, value in found[0].items():

@@ -271,16 +271,14 @@ def test_infer_pulls_heads_to_their_first_outputs_scaled():
     batch = batch_of(agent)
     features = agent.critic.features(batch.obs, batch.action)
     value, _ = beer.penalty(agent.critic, agent.others, batch, features, agent.config)
-    first = agent.others
-    assert first.first_critic is not None
-    assert first.first_heads is not None
-    assert first.heads is not None
-    wanted = 10 * first.first_heads(first.first_critic.features(batch.obs, batch.action))
+    first = agent.others.first
+    assert first is not None
+    wanted = 10 * first.first_heads(first.first_network.features(batch.obs, batch.action))
     assert value.item() == pytest.approx(float((first.heads(features) - wanted).square().mean()), rel=1e-5)
-    kept = copy.deepcopy(first.first_critic.state_dict())
+    kept = copy.deepcopy(first.first_network.state_dict())
     moving = copy.deepcopy(first.heads.state_dict())
     agent._update_once()
-    assert all(torch.equal(a, b) for a, b in zip(kept.values(), first.first_critic.state_dict().values(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(kept.values(), first.first_network.state_dict().values(), strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(moving.values(), first.heads.state_dict().values(), strict=True))
 
 
@@ -291,16 +289,17 @@ def test_infer_is_dqns_too():
     live(agent, 40)
     batch, first = batch_of(agent), agent.first
     features = agent.net.features(batch.obs)
-    wanted = 10 * first.first_heads(first.net.features(batch.obs)[None])
+    wanted = 10 * first.first_heads(first.first_network.features(batch.obs)[None])
     by_hand = float((first.heads(features[None]) - wanted).square().mean())
     value, _ = dqn.infer_penalty(agent.net, first, batch, 10.0)
     assert value.item() == pytest.approx(by_hand, rel=1e-5)
-    assert not any(torch.equal(a, b) for a, b in zip(first.net.parameters(), agent.net.parameters(), strict=True))
+    moved = zip(first.first_network.parameters(), agent.net.parameters(), strict=True)
+    assert not any(torch.equal(a, b) for a, b in moved)
     assert not any(
         torch.equal(a, b) for a, b in zip(first.heads.parameters(), first.first_heads.parameters(), strict=True)
     )
-    states = [agent.state_dict()["parts"][name] for name in ("heads", "heads_optimizer", "first_heads", "first_net")]
-    assert all(states)
+    parts = agent.state_dict()["parts"]
+    assert all(parts[name] for name in ("heads", "heads_optimizer", "first_heads", "first_network"))
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def test_one_step_is_the_loss_written_out(kind):
     with torch.no_grad():
         for parameter in target.parameters():
             parameter *= 1.1
-    fit = grid_study._Fit(critic, target, representation.frozen(critic), seeds, kind, 0.5, QUICK)
+    fit = grid_study._Fit(critic, target, seeds, kind, 0.5, QUICK)
     batch = Transitions(grid, seeds, 0.9).sample(32)
     before = [p.detach().clone() for p in critic.parameters()]
     with torch.no_grad():
@@ -75,9 +75,9 @@ def test_one_step_is_the_loss_written_out(kind):
     features = critic.features(batch.obs, batch.action)
     td = (critic(batch.obs, batch.action).squeeze(-2) - y).square().mean()
     if kind == "infer":
-        assert fit.heads is not None
-        wanted = 100 * fit.first_heads(fit.first.features(batch.obs, batch.action))
-        extra = (fit.heads(features) - wanted.detach()).square().mean()
+        assert fit.first is not None
+        wanted = 100 * fit.first.first_heads(fit.first.first_network.features(batch.obs, batch.action))
+        extra = (fit.first.heads(features) - wanted.detach()).square().mean()
     else:
         best = grid_study.one_hot(following.argmax(-1))
         target_next = target.features(batch.next_obs, best).detach()
