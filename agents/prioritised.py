@@ -120,13 +120,12 @@ class PrioritisedReplay(Replay):
             level.zero_()
         self.largest.fill_(1)
 
-    def _draw(self, batch_size: int) -> tuple[Tensor, Tensor]:
-        """B rows by priority; for each seed, one after the other: environment and slot, int64 [S B]."""
+    def _draw(self, batch_size: int) -> Tensor:
+        """B rows by priority; for each seed, one after the other: int64 [S B]."""
         shares = self.stream.uniform(batch_size, dtype=torch.float64).view(-1, batch_size)
         parts = torch.arange(batch_size, dtype=torch.float64, device=self.device)
         self.drawn, self._priority = self.tree.find(((shares + parts) / batch_size).clamp_(max=_BELOW_ONE))
-        env = self.drawn // self.slots
-        return (env + self._seed * self.num_envs).flatten(), (self.drawn - env * self.slots).flatten()
+        return (self.drawn + self._seed * self.num_envs * self.slots).flatten()
 
     def importance_weights(self, exponent: float | Tensor) -> Tensor:
         """w of the last batch, [*S, B], at most 1. exponent: β, a number or []."""

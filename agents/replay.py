@@ -170,12 +170,15 @@ class Replay:
         self.is_transition = zeros((slots,), torch.bool, device)
         self.head = torch.zeros(envs, dtype=torch.int64, device=device)  # slots ever used, for each environment
         self.start = torch.zeros_like(self.head)  # the head at the last `clear`; what lies before is not sampled
-        self._cleared = False
+        self.was_cleared = False  # from then on a draw asks for more
         self._first = torch.arange(envs, device=device) * self.slots
         self._true = torch.ones(envs, dtype=torch.bool, device=device)
         self._false = ~self._true
         self._seed = torch.arange(math.prod(self.lead), device=device)[:, None]  # [S, 1]
         self._age = torch.arange(self.stack - 1, -1, -1, device=device)
+        # The slot at the head is written next; the oldest stack - 1 of a full ring lack their first frames.
+        self._oldest_age = self.slots - self.stack if self.stack > 1 else self.slots
+        self._counted: dict[int, Tensor] = {}
         self._fading = fading_quantiles().to(device) if fading else None
 
     def add(self, obs: Tensor, action: Tensor, step: Step) -> None:
@@ -202,7 +205,7 @@ class Replay:
         Whoever samples next should wait for as many steps as a batch has rows.
         """
         self.start.copy_(self.head)
-        self._cleared = True
+        self.was_cleared = True
 
     @property
     def is_empty(self) -> bool:
@@ -216,70 +219,64 @@ class Replay:
         """
         if n_step < 1:
             raise ValueError(f"n_step must be at least 1, got {n_step}")
-        env, slot = self._draw(batch_size)
-        batch = self.gather(env, slot, discount, n_step)
+        batch = self.gather(self._draw(batch_size), discount, n_step)
         if not self.lead:
             return batch
         fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
         return Batch(**{name: tensor.unflatten(0, (*self.lead, batch_size)) for name, tensor in fields.items()})
 
-    def gather(self, env: Tensor, slot: Tensor, discount: float, n_step: int = 1) -> Batch:
-        """The transitions that start at (env, slot), int64 [B]. Multi-step returns: Sutton & Barto 2018, eq. 7.1."""
-        first = env * self.slots
-        start = last = first + slot
-        reward = self.reward.index_select(0, start)
+    def gather(self, row: Tensor, discount: float, n_step: int = 1) -> Batch:
+        """The transitions that start in these rows, int64 [B]. Multi-step returns: Sutton & Barto 2018, eq. 7.1."""
+        last, reward = row, self.reward.index_select(0, row)
         power = torch.full_like(reward, discount)
         for _ in range(n_step - 1):
-            following = first + (last - first + 1) % self.slots
+            following = self._successor(last)
             going = ~self.ended.index_select(0, last) & self.is_transition.index_select(0, following)
             last = torch.where(going, following, last)
             reward = torch.where(going, reward + power * self.reward.index_select(0, last), reward)
             power = torch.where(going, power * discount, power)
         return Batch(
-            obs=self._observation(first, start),
-            action=self.action.index_select(0, start),
+            obs=self._observation(row),
+            action=self.action.index_select(0, row),
             reward=reward,
-            next_obs=self._observation(first, first + (last - first + 1) % self.slots),
+            next_obs=self._observation(self._successor(last)),
             terminated=self.terminated.index_select(0, last),
             discount=power,
         )
 
-    def _draw(self, batch_size: int) -> tuple[Tensor, Tensor]:
-        """B transitions by rejection: draw filled slots, keep the first B that are transitions.
+    def _draw(self, batch_size: int) -> Tensor:
+        """B rows by rejection: draw filled slots, keep the first B that are transitions.
 
-        For each seed, one after the other: environment and slot, int64 [S B].
+        For each seed, one after the other: int64 [S B]. With small networks an update waits for every operation here,
+        so a ring that is alone, whose slots are the rows, takes a shorter way.
         """
-        draws = OVERSAMPLING * batch_size
-        since = (self.head - self.start).view(*self.lead, self.num_envs)
-        filled = since.amax(-1, keepdim=True).add(1).clamp(max=self.slots)
         # float64: float32 has too few distinct values to reach a million slots evenly.
-        uniform = self.stream.uniform(draws, dtype=torch.float64)
-        if self._fading is None:
-            position = (uniform * (filled * self.num_envs)).long()
-            slot, env = position // self.num_envs, position % self.num_envs
-        else:
-            env, slot = self._draw_by_age(uniform)
-        if self.lead:
-            slot, env = slot.flatten(), (env + self._seed * self.num_envs).flatten()
-        if self._cleared and self._fading is None:
-            slot = (slot + self.start.index_select(0, env)) % self.slots
-        usable = self.is_transition.index_select(0, env * self.slots + slot)
-        if self._cleared or self.stack > 1:
-            age = (self.head.index_select(0, env) - 1 - slot) % self.slots
-            if self._cleared:
-                usable &= age < since.flatten().index_select(0, env)
-            if self.stack > 1:
-                # The slot at the head is written next; the oldest stack - 1 of a full ring lack their first frames.
-                usable &= age < self.slots - self.stack
+        uniform = self.stream.uniform(OVERSAMPLING * batch_size, dtype=torch.float64)
+        row = self._draw_evenly(uniform) if self._fading is None else self._draw_by_age(uniform)
+        usable = self.is_transition.index_select(0, row.flatten())
+        if self.was_cleared or self.stack > 1:
+            usable &= self._is_within_reach(row.flatten())
         accepted = usable.view(uniform.shape).cumsum(-1)
-        wanted = torch.arange(batch_size, device=self.device) % accepted[..., -1:].clamp(min=1) + 1
-        kept = torch.searchsorted(accepted, wanted)
-        if self.lead:
-            kept = (kept + self._seed * draws).flatten()
-        return env.index_select(0, kept), slot.index_select(0, kept)
+        wanted = self._ordinals(batch_size) % accepted[..., -1:].clamp(min=1)
+        kept = torch.searchsorted(accepted, wanted, right=True)
+        return row.gather(-1, kept).flatten()
 
-    def _draw_by_age(self, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        """Environments and slots [*S, D] for numbers in [0, 1); slots by the weights of their ranks."""
+    def _draw_evenly(self, uniform: Tensor) -> Tensor:
+        """Rows for numbers in [0, 1), both [*S, D]; all filled slots alike."""
+        since = (self.head - self.start if self.was_cleared else self.head).view(*self.lead, self.num_envs)
+        longest = since if self.num_envs == 1 else since.amax(-1, keepdim=True)
+        filled = (longest + 1).clamp(max=self.slots)
+        if len(self.head) == 1:
+            slot = (uniform * filled).long()
+            return (slot + self.start) % self.slots if self.was_cleared else slot
+        position = (uniform * (filled * self.num_envs)).long()
+        slot, env = position // self.num_envs, position % self.num_envs
+        if self.was_cleared:
+            slot = (slot + self.start.view(since.shape).gather(-1, env)) % self.slots
+        return self._row(env, slot)
+
+    def _draw_by_age(self, uniform: Tensor) -> Tensor:
+        """Rows for numbers in [0, 1), both [*S, D]; slots by the weights of their ranks."""
         assert self._fading is not None
         position = uniform * self.num_envs
         env = position.long()
@@ -290,7 +287,35 @@ class Replay:
         head, start = (of_all.view(*self.lead, self.num_envs).gather(-1, env) for of_all in (self.head, self.start))
         filled = (head - start + 1).clamp(max=self.slots)
         rank = (relative_rank * filled).long()
-        return env, (head - filled + 1 + torch.minimum(rank, filled - 1)) % self.slots
+        return self._row(env, (head - filled + 1 + torch.minimum(rank, filled - 1)) % self.slots)
+
+    def _is_within_reach(self, row: Tensor) -> Tensor:
+        """Whether these rows [D] were written since the last `clear` and still have the frames before them."""
+        env, slot = row // self.slots, row % self.slots
+        head = self.head.index_select(0, env)
+        age = (head - 1 - slot) % self.slots
+        if not self.was_cleared:
+            return age < self._oldest_age
+        return (age < self._oldest_age) & (age < head - self.start.index_select(0, env))
+
+    def _ordinals(self, count: int) -> Tensor:
+        """0 .. count - 1, kept: a recorded update (`agents.graphs`) goes on reading it."""
+        if count not in self._counted:
+            self._counted[count] = torch.arange(count, device=self.device)
+        return self._counted[count]
+
+    def _row(self, env: Tensor, slot: Tensor) -> Tensor:
+        """env: counted in each seed, [*S, D]."""
+        if self.lead:
+            env = env + self._seed * self.num_envs
+        return env * self.slots + slot
+
+    def _successor(self, row: Tensor) -> Tensor:
+        """One slot further in the same ring."""
+        following = row + 1
+        if len(self.head) == 1:
+            return following % self.slots
+        return torch.where(following % self.slots == 0, following - self.slots, following)
 
     def _rows(self, tensor: Tensor) -> Tensor:
         """[*S, N, ...] -> [S N, ...]."""
@@ -299,11 +324,12 @@ class Replay:
     def _newest(self, obs: Tensor) -> Tensor:
         return obs[:, -self._channels :]
 
-    def _observation(self, first: Tensor, at: Tensor) -> Tensor:
-        """The observations in rows `at` of environments whose rings begin at `first`, both int64 [B]."""
+    def _observation(self, at: Tensor) -> Tensor:
+        """The observations in rows `at`, int64 [B]."""
         if self.stack == 1:
             return self.frame.index_select(0, at)
-        rows = first[:, None] + ((at - first)[:, None] - self._age) % self.slots  # oldest first
+        slot = at % self.slots
+        rows = (at - slot)[:, None] + (slot[:, None] - self._age) % self.slots  # oldest first
         flat = rows.flatten()  # an index by a matrix takes eight times as long
         frames = self.frame.index_select(0, flat).unflatten(0, rows.shape)
         # A frame belongs to the episode of `at` if no boundary lies from it up to, not including, `at`.
@@ -327,7 +353,7 @@ class Replay:
         self._own(self.head, seed).copy_(saved.head)
         start = state.get("start", torch.zeros_like(saved.head))
         self._own(self.start, seed).copy_(start)
-        self._cleared |= bool(start.any())
+        self.was_cleared |= bool(start.any())
         self.stream.generators[seed].set_state(state["generator"])
 
     def _own(self, of_all: Tensor, seed: int) -> Tensor:

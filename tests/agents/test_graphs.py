@@ -108,6 +108,21 @@ def test_replayed_updates_are_the_eager_ones(name):
     assert all(torch.equal(mine[key], theirs[key]) for key in mine)
 
 
+@pytest.mark.parametrize("name", GRAPHED)
+def test_a_cleared_replay_is_recorded_anew(name):
+    """What was recorded before knows nothing of the slots that are not to be drawn any more."""
+    observations, actions = next(specs_of(name))
+    eager = build(name, observations, actions)
+    other, recorder = graphed(name)
+    for agent in (eager, other):
+        live(agent, observations, 4 + 2 * WARM_UPS)
+        agent.replay.clear()
+        live(agent, observations, 4 + 2 * WARM_UPS)
+    assert_same(eager, other)
+    variants = 2 if hasattr(eager.config, "policy_delay") else 1
+    assert len(recorder.tapes) == 2 * variants
+
+
 @pytest.mark.parametrize("limit", [0, 1])
 def test_a_recording_that_fails_leaves_all_updates_eager_and_says_so_once(limit):
     eager = build("td3")

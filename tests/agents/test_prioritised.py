@@ -81,8 +81,7 @@ def test_draws_follow_the_priorities_exactly():
     expected /= expected.sum()
     counts = torch.zeros(len(rows))
     for _ in range(100):
-        env, slot = replay._draw(400)
-        counts += torch.bincount(env * replay.slots + slot, minlength=len(rows))
+        counts += torch.bincount(replay._draw(400), minlength=len(rows))
     assert counts[~usable].sum() == 0
     # Stratified draws vary less than independent ones, whose standard deviation this is.
     deviation = (40_000 * expected * (1 - expected)).sqrt()

@@ -217,8 +217,7 @@ def test_stacks_of_a_game_with_lives_come_back_as_the_policy_saw_them(grayscale)
         replay.add(obs, action, step)
         shown.append((obs[0], action[0], step.reward[0].clone(), step.terminated[0].clone(), step.final_obs[0].clone()))
         obs = step.obs.clone()
-    slots = torch.nonzero(replay.is_transition).flatten()
-    batch = replay.gather(torch.zeros_like(slots), slots, 0.99)
+    batch = replay.gather(torch.nonzero(replay.is_transition).flatten(), 0.99)
     fields = batch.obs, batch.action, batch.reward, batch.terminated, batch.next_obs
     for stored, seen in zip(fields, zip(*shown, strict=True), strict=True):
         assert torch.equal(stored, torch.stack(seen))
