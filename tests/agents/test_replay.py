@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 
 import pytest
 import torch
@@ -298,25 +299,27 @@ def test_a_cleared_replay_samples_only_what_came_after(num_envs, fading, slots, 
         assert (int(batch.next_obs[i, 0]), bool(batch.terminated[i])) == (successor, terminated)
 
 
+@pytest.mark.parametrize("num_envs", [1, 2])
 @pytest.mark.parametrize("before", [0, 3, 7, 20])
-def test_after_clear_all_new_transitions_are_equally_likely(before):
-    replay = make_replay(capacity=24, num_envs=2)
-    story = Story(replay, 2)
+def test_after_clear_all_new_transitions_are_equally_likely(before, num_envs):
+    replay = make_replay(capacity=12 * num_envs, num_envs=num_envs)
+    story = Story(replay, num_envs)
     for k in range(before):
-        story.play([k % 3 == 2, False], [False, False])
+        story.play([k % 3 == 2, False][:num_envs], [False] * num_envs)
     assert replay.is_empty == (before == 0)
     replay.clear()
     assert replay.is_empty
     first = story.obs[:, 0].long().tolist()
     for _ in range(4):
-        story.play([True, False], [False, False])
+        story.play([True, False][:num_envs], [False] * num_envs)
     counts = torch.bincount(torch.cat([replay.sample(300, 0.99).obs[:, 0] for _ in range(80)]).long(), minlength=1100)
     seen = counts.nonzero().flatten().tolist()
-    new = [key for row in (0, 1) for key in story.transitions[row] if key >= first[row]]
+    new = [key for row in range(num_envs) for key in story.transitions[row] if key >= first[row]]
     assert seen == sorted(new)
-    assert len(new) == 8
-    # 24 000 draws over 8: 3 000 each, standard deviation 51; five of them
-    assert (counts[seen] - 3000).abs().max() < 256
+    assert len(new) == 4 * num_envs
+    share = 1 / len(new)
+    deviation = math.sqrt(24_000 * share * (1 - share))
+    assert (counts[seen] - 24_000 * share).abs().max() < 5 * deviation
 
 
 def test_a_cleared_replay_is_saved_and_a_population_clears_all_its_seeds():
