@@ -55,9 +55,7 @@ class GraphedUpdates:
         self._failed = False
 
     def __call__(self) -> Metrics:
-        # A replay that was cleared draws by other operations than before.
-        cleared = getattr(getattr(self._agent, "replay", None), "was_cleared", False)
-        variant = self._agent.update_variant, cleared
+        variant = self._agent.update_variant
         if self._failed:
             return self._update()
         if variant not in self._recorded:

@@ -125,7 +125,7 @@ class PrioritisedReplay(Replay):
         shares = self.stream.uniform(batch_size, dtype=torch.float64).view(-1, batch_size)
         parts = torch.arange(batch_size, dtype=torch.float64, device=self.device)
         self.drawn, self._priority = self.tree.find(((shares + parts) / batch_size).clamp_(max=_BELOW_ONE))
-        return (self.drawn + self._seed * self.num_envs * self.slots).flatten()
+        return (self.drawn + self._first_env * self.slots).flatten()
 
     def importance_weights(self, exponent: float | Tensor) -> Tensor:
         """w of the last batch, [*S, B], at most 1. exponent: β, a number or []."""

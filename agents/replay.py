@@ -10,6 +10,9 @@ next episode starts at p + 2. So the successor of any transition is always one s
 went on, and `add` needs no branch and no host synchronisation: it writes p, writes the observation of p + 1, and moves
 the head by 1 + ended. The cost is one slot an episode.
 
+A second ring lists the slots that are transitions, one entry for each `add`. Those that may be drawn are its newest
+`count` entries, so a draw is a number below `count`. It costs four bytes a slot.
+
 Stacked frames are rebuilt when sampling: slot p stores only the newest frame; older ones are read from the slots before
 it and are zero before the first frame of the episode.
 
@@ -32,9 +35,8 @@ from torch import Tensor
 from envs.runner import ActionSpec, ContinuousActionSpec, ObservationSpec, Step
 from plasticity.population import RandomStream
 
-# Candidates drawn for each wanted row. At least about half of the filled slots are transitions (all episodes of length
-# one is the worst case), so 4 B candidates hold B transitions but for a chance below 1e-7 at B = 32.
-OVERSAMPLING = 4
+# So many equally likely numbers that their remainders are equally likely too, but for one in 10^12.
+MANY = 1 << 62
 
 # Steps of age that fading tells apart: finer than the batches of any agent can notice.
 FADING_STEPS = 65_536
@@ -156,6 +158,8 @@ class Replay:
         self.stream, self.lead = stream, stream.lead
         envs = num_envs * math.prod(self.lead)  # of all seeds
         slots = envs * self.slots
+        if slots >= 1 << 31:
+            raise ValueError(f"a replay has less than {1 << 31} slots, of all seeds together, got {slots}")
         self._channels = observation_spec.shape[0] // self.stack  # of one frame
         frame_shape = (self._channels, *observation_spec.shape[1:])
         # Slot t of environment n is row n * self.slots + t of every ring.
@@ -166,51 +170,60 @@ class Replay:
             self.action = zeros((slots,), torch.int64, device)
         self.reward = zeros((slots,), torch.float32, device)
         self.terminated = zeros((slots,), torch.bool, device)
-        self.ended = zeros((slots,), torch.bool, device)  # terminated or truncated
         self.is_transition = zeros((slots,), torch.bool, device)
         self.head = torch.zeros(envs, dtype=torch.int64, device=device)  # slots ever used, for each environment
-        self.start = torch.zeros_like(self.head)  # the head at the last `clear`; what lies before is not sampled
-        self.was_cleared = False  # from then on a draw asks for more
+        self.start = torch.zeros_like(self.head)  # the head at the last `clear`
+        self._was_cleared = False  # so that transitions may be left that were not counted
+        self.count = torch.zeros_like(self.head)  # transitions that may be drawn, for each environment
+        # Rows of transitions in the order of `add`, [T, S N]; the newest are at `_place`, which `_newest` repeats on the
+        # device.
+        self._by_age = zeros((self.slots, envs), torch.int32, device)
+        self._place = 0
+        self._newest = torch.zeros(1, dtype=torch.int64, device=device)
         self._first = torch.arange(envs, device=device) * self.slots
-        self._true = torch.ones(envs, dtype=torch.bool, device=device)
-        self._false = ~self._true
-        self._seed = torch.arange(math.prod(self.lead), device=device)[:, None]  # [S, 1]
-        self._age = torch.arange(self.stack - 1, -1, -1, device=device)
-        # The slot at the head is written next; the oldest stack - 1 of a full ring lack their first frames.
-        self._oldest_age = self.slots - self.stack if self.stack > 1 else self.slots
-        self._counted: dict[int, Tensor] = {}
-        self._fading = fading_quantiles().to(device) if fading else None
+        self._first_env = torch.arange(math.prod(self.lead), device=device)[:, None] * num_envs  # of each seed
+        self._true_then_false = torch.arange(2 * envs, device=device) < envs
+        # A transition is written at the head, its successor one slot further. The stack - 1 slots behind that have lost
+        # frames before them: one that `add` reaches now, or two if the episode has ended, may not be drawn any more.
+        self._written_and_left = torch.tensor([0, 1, self.stack, self.stack + 1], device=device)[:, None]
+        self._frame_age = torch.arange(self.stack - 1, -1, -1, device=device)
+        self._fading = 1 - fading_quantiles().to(device) if fading else None  # below 1, so ages are below `count`
 
     def add(self, obs: Tensor, action: Tensor, step: Step) -> None:
         """Store what `action` [*S, N, ...] taken at `obs` [*S, N, *obs_shape] led to."""
-        at = self._first + self.head % self.slots
-        successor = self._first + (self.head + 1) % self.slots
+        rows = self._first + (self.head + self._written_and_left) % self.slots
+        at, successor = rows[0], rows[1]
         flat = [action, step.reward, step.terminated, step.truncated, obs, step.final_obs]
         action, reward, terminated, truncated, obs, final_obs = (self._rows(tensor) for tensor in flat)
         ended = terminated | truncated
-        self.frame.index_copy_(0, at, self._newest(obs))
-        self.frame.index_copy_(0, successor, self._newest(final_obs))
+        left = self.is_transition.take(rows[2:])
+        left[1].logical_and_(ended)
+        if self._was_cleared:
+            left &= self.head + self._written_and_left[2:] - self.slots >= self.start
+        self.frame.index_copy_(0, at, self._newest_frame(obs))
+        self.frame.index_copy_(0, successor, self._newest_frame(final_obs))
         self.action.index_copy_(0, at, action)
         self.reward.index_copy_(0, at, reward)
         self.terminated.index_copy_(0, at, terminated)
-        self.ended.index_copy_(0, at, ended)
-        self.is_transition.index_copy_(0, at, self._true)
-        self.is_transition.index_copy_(0, successor, self._false)  # a boundary, or it waits for its action
+        # The successor is a boundary, or it waits for its action.
+        self.is_transition.index_copy_(0, rows[:2].flatten(), self._true_then_false)
+        self._place = (self._place + 1) % self.slots
+        self._by_age[self._place] = at
+        self._newest.fill_(self._place)
+        self.count.add_(1).sub_(left.sum(0))
         self.head += 1
         self.head += ended
 
     def clear(self) -> None:
-        """Forget all transitions, between two steps. The ring itself is left as it is, and written over in time.
-
-        Whoever samples next should wait for as many steps as a batch has rows.
-        """
+        """Forget all transitions, between two steps. The ring itself is left as it is, and written over in time."""
         self.start.copy_(self.head)
-        self.was_cleared = True
+        self.count.zero_()
+        self._was_cleared = True
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to sample in some seed."""
-        return not bool((self.head > self.start).view(-1, self.num_envs).any(-1).all())
+        return not bool((self.count > 0).view(-1, self.num_envs).any(-1).all())
 
     def sample(self, batch_size: int, discount: float, n_step: int = 1) -> Batch:
         """B transitions, with replacement, from all that are stored; for each seed from its own.
@@ -231,7 +244,7 @@ class Replay:
         power = torch.full_like(reward, discount)
         for _ in range(n_step - 1):
             following = self._successor(last)
-            going = ~self.ended.index_select(0, last) & self.is_transition.index_select(0, following)
+            going = self.is_transition.index_select(0, following)
             last = torch.where(going, following, last)
             reward = torch.where(going, reward + power * self.reward.index_select(0, last), reward)
             power = torch.where(going, power * discount, power)
@@ -245,70 +258,38 @@ class Replay:
         )
 
     def _draw(self, batch_size: int) -> Tensor:
-        """B rows by rejection: draw filled slots, keep the first B that are transitions.
+        """B rows; for each seed, one after the other: int64 [S B].
 
-        For each seed, one after the other: int64 [S B]. With small networks an update waits for every operation here,
-        so a ring that is alone, whose slots are the rows, takes a shorter way.
+        With small networks an update waits for every operation here, so a ring that is alone takes a shorter way.
         """
-        # float64: float32 has too few distinct values to reach a million slots evenly.
-        uniform = self.stream.uniform(OVERSAMPLING * batch_size, dtype=torch.float64)
-        row = self._draw_evenly(uniform) if self._fading is None else self._draw_by_age(uniform)
-        usable = self.is_transition.index_select(0, row.flatten())
-        if self.was_cleared or self.stack > 1:
-            usable &= self._is_within_reach(row.flatten())
-        accepted = usable.view(uniform.shape).cumsum(-1)
-        wanted = self._ordinals(batch_size) % accepted[..., -1:].clamp(min=1)
-        kept = torch.searchsorted(accepted, wanted, right=True)
-        return row.gather(-1, kept).flatten()
+        env, age = self._draw_evenly(batch_size) if self._fading is None else self._draw_by_age(batch_size)
+        entry = self._newest - age  # negative ones count from the end, which is where the ring goes on
+        if len(self.head) > 1:
+            entry = entry * len(self.head) + env + self._first_env
+        return self._by_age.take(entry).flatten().long()
 
-    def _draw_evenly(self, uniform: Tensor) -> Tensor:
-        """Rows for numbers in [0, 1), both [*S, D]; all filled slots alike."""
-        since = (self.head - self.start if self.was_cleared else self.head).view(*self.lead, self.num_envs)
-        longest = since if self.num_envs == 1 else since.amax(-1, keepdim=True)
-        filled = (longest + 1).clamp(max=self.slots)
-        if len(self.head) == 1:
-            slot = (uniform * filled).long()
-            return (slot + self.start) % self.slots if self.was_cleared else slot
-        position = (uniform * (filled * self.num_envs)).long()
-        slot, env = position // self.num_envs, position % self.num_envs
-        if self.was_cleared:
-            slot = (slot + self.start.view(since.shape).gather(-1, env)) % self.slots
-        return self._row(env, slot)
+    def _draw_evenly(self, batch_size: int) -> tuple[Tensor | int, Tensor]:
+        """Environments and ages in them, 0 the newest, int64 [*S, B]; all transitions alike."""
+        number = self.stream.integers(MANY, batch_size)
+        count = self.count.view(*self.lead, self.num_envs)
+        if self.num_envs == 1:
+            return 0, number % count
+        behind = count.cumsum(-1)
+        number = number % behind[..., -1:]
+        env = torch.searchsorted(behind, number, right=True)
+        return env, number - (behind - count).gather(-1, env)
 
-    def _draw_by_age(self, uniform: Tensor) -> Tensor:
-        """Rows for numbers in [0, 1), both [*S, D]; slots by the weights of their ranks."""
+    def _draw_by_age(self, batch_size: int) -> tuple[Tensor | int, Tensor]:
+        """The same, all environments alike, and in each the ages by their weights."""
         assert self._fading is not None
-        position = uniform * self.num_envs
+        # float64: float32 has too few distinct values for a million transitions.
+        position = self.stream.uniform(batch_size, dtype=torch.float64) * self.num_envs
         env = position.long()
         share = (position - env) * FADING_STEPS
         step = share.long()
         below, above = (self._fading.index_select(0, at.flatten()).view(at.shape) for at in (step, step + 1))
-        relative_rank = torch.lerp(below, above, share - step)
-        head, start = (of_all.view(*self.lead, self.num_envs).gather(-1, env) for of_all in (self.head, self.start))
-        filled = (head - start + 1).clamp(max=self.slots)
-        rank = (relative_rank * filled).long()
-        return self._row(env, (head - filled + 1 + torch.minimum(rank, filled - 1)) % self.slots)
-
-    def _is_within_reach(self, row: Tensor) -> Tensor:
-        """Whether these rows [D] were written since the last `clear` and still have the frames before them."""
-        env, slot = row // self.slots, row % self.slots
-        head = self.head.index_select(0, env)
-        age = (head - 1 - slot) % self.slots
-        if not self.was_cleared:
-            return age < self._oldest_age
-        return (age < self._oldest_age) & (age < head - self.start.index_select(0, env))
-
-    def _ordinals(self, count: int) -> Tensor:
-        """0 .. count - 1, kept: a recorded update (`agents.graphs`) goes on reading it."""
-        if count not in self._counted:
-            self._counted[count] = torch.arange(count, device=self.device)
-        return self._counted[count]
-
-    def _row(self, env: Tensor, slot: Tensor) -> Tensor:
-        """env: counted in each seed, [*S, D]."""
-        if self.lead:
-            env = env + self._seed * self.num_envs
-        return env * self.slots + slot
+        count = self.count.view(*self.lead, self.num_envs).gather(-1, env)
+        return env, (torch.lerp(below, above, share - step) * count).long()
 
     def _successor(self, row: Tensor) -> Tensor:
         """One slot further in the same ring."""
@@ -321,7 +302,7 @@ class Replay:
         """[*S, N, ...] -> [S N, ...]."""
         return tensor.flatten(0, 1) if self.lead else tensor
 
-    def _newest(self, obs: Tensor) -> Tensor:
+    def _newest_frame(self, obs: Tensor) -> Tensor:
         return obs[:, -self._channels :]
 
     def _observation(self, at: Tensor) -> Tensor:
@@ -329,7 +310,7 @@ class Replay:
         if self.stack == 1:
             return self.frame.index_select(0, at)
         slot = at % self.slots
-        rows = (at - slot)[:, None] + (slot[:, None] - self._age) % self.slots  # oldest first
+        rows = (at - slot)[:, None] + (slot[:, None] - self._frame_age) % self.slots  # oldest first
         flat = rows.flatten()  # an index by a matrix takes eight times as long
         frames = self.frame.index_select(0, flat).unflatten(0, rows.shape)
         # A frame belongs to the episode of `at` if no boundary lies from it up to, not including, `at`.
@@ -351,10 +332,20 @@ class Replay:
         copy_rings_(rings, saved)
         rings["is_transition"][:, saved.filled :] = False
         self._own(self.head, seed).copy_(saved.head)
-        start = state.get("start", torch.zeros_like(saved.head))
-        self._own(self.start, seed).copy_(start)
-        self.was_cleared |= bool(start.any())
+        self._own(self.start, seed).copy_(state["start"])
+        self._was_cleared |= bool(state["start"].any())
+        for env in range(seed * self.num_envs, (seed + 1) * self.num_envs):
+            self._recount(env)
         self.stream.generators[seed].set_state(state["generator"])
+
+    def _recount(self, env: int) -> None:
+        """Which transitions of one environment, of all seeds, may be drawn, from what its ring holds."""
+        since_clear = max(0, int(self.head[env] - self.start[env]))
+        age = torch.arange(min(since_clear, self.slots - self.stack), device=self.device)
+        row = env * self.slots + (self.head[env] - 1 - age) % self.slots
+        row = row[self.is_transition[row]]
+        self.count[env] = len(row)
+        self._by_age[(self._place - age[: len(row)]) % self.slots, env] = row.int()
 
     def _own(self, of_all: Tensor, seed: int) -> Tensor:
         """The environments of one seed, of a tensor [S N, ...]."""
@@ -367,7 +358,6 @@ class Replay:
             "action": self.action,
             "reward": self.reward,
             "terminated": self.terminated,
-            "ended": self.ended,
             "is_transition": self.is_transition,
         }
         return {name: self._own(ring.unflatten(0, (-1, self.slots)), seed) for name, ring in rings.items()}

@@ -24,6 +24,7 @@ from runs.files import link_or_copy, write_new
 class _Written:
     """What the last checkpoint of this seed holds of one replay. folder: where its files are until it is complete."""
 
+    layout: Layout
     head: Tensor
     digests: list[str]
     folder: Path
@@ -56,7 +57,7 @@ class CheckpointWriter:
         """The next checkpoint shares the chunks of this one. state: what `checkpoint.read_seed` gave."""
 
         def remember(rings: SavedRings, number: int) -> None:
-            self._written[number] = _Written(rings.head.clone(), list(rings.digests), folder)
+            self._written[number] = _Written(rings.layout, rings.head.clone(), list(rings.digests), folder)
 
         replace_parts(state, lambda value: isinstance(value, SavedRings), remember)
 
@@ -116,7 +117,7 @@ class CheckpointWriter:
                 name = ring_file(self.seed, number, index)
                 digests.append(_write_chunk(snapshot, index, folder, name))
                 files[name] = digests[-1], snapshot.layout.nbytes(stop - start)
-            written[number] = _Written(snapshot.head, digests, folder)
+            written[number] = _Written(snapshot.layout, snapshot.head, digests, folder)
             return chunks.describe(snapshot.layout, snapshot.head, digests)
 
         described = replace_parts(state, lambda part: isinstance(part, _Snapshot), write_rings)
@@ -130,6 +131,8 @@ class CheckpointWriter:
 
 def _take(rings: Rings, before: _Written | None) -> _Snapshot:
     layout, head = Layout.of(rings), rings.head.cpu()
+    if before is not None and before.layout != layout:
+        before = None  # of a run that began with an earlier version of this code
     spans = layout.spans(rings.filled)
     changed = chunks.changed_chunks(layout, head, None if before is None else before.head)
     return _Snapshot(layout, head, {i: layout.copy(rings, *spans[i]) for i in sorted(changed)}, before)

@@ -148,7 +148,8 @@ class Source(RandomSource):
         parts = checkpoint.read_seed(newest, self.run_seed)["agent"]["parts"]
         if "replay" not in parts:
             raise UsageError(f"'{self.config.agent}' keeps no replay that could be written down")
-        pieces = [piece for _, piece in parts["replay"]["rings"].pieces()]
+        rings = parts["replay"]["rings"]
+        pieces = [piece for _, piece in rings.pieces()]
         tensors = {name: torch.cat([piece[name] for piece in pieces], 1) for name in pieces[0]}
         if int(tensors["is_transition"].sum()) < self.config.steps:
             raise UsageError(
@@ -156,7 +157,7 @@ class Source(RandomSource):
             )
         with contextlib.closing(self.runner("low")) as runner:
             assert isinstance(runner.action_spec, ContinuousActionSpec)
-            return ring_transitions(tensors, ActionScale(runner.action_spec, _CPU), steps)
+            return ring_transitions(tensors, int(rings.head), ActionScale(runner.action_spec, _CPU), steps)
 
     def described(self, kind: str) -> dict[str, Any]:
         """What a card says of where data of a kind come from."""

@@ -70,14 +70,16 @@ def _of_columns(columns: Sequence[Tensor], episodes: Sequence[_Episode]) -> Tran
     return packed(rows, obs.shape[1], action.shape[1], cut, starts, np.ones(len(episodes), bool))
 
 
-def ring_transitions(tensors: Mapping[str, Tensor], scale: ActionScale, steps: int) -> Transitions:
+def ring_transitions(tensors: Mapping[str, Tensor], head: int, scale: ActionScale, steps: int) -> Transitions:
     """The first `steps` transitions of one environment's replay ring, and the rest of the episode that they end in.
 
-    tensors: [1, T, ...] by the names of `agents.replay`, of a ring that was never full. Without the ring's last episode
-    where that was going on. Raises ValueError if the ring holds no whole episode.
+    tensors: [1, T, ...] by the names of `agents.replay`, of a ring that was never full; head: of the ring. Without its
+    last episode where that was going on. Raises ValueError if the ring holds no whole episode.
     """
-    at = tensors["is_transition"][0].nonzero().flatten()
-    terminal, ended = tensors["terminated"][0][at], tensors["ended"][0][at]
+    is_transition = tensors["is_transition"][0]
+    at = is_transition.nonzero().flatten()
+    terminal = tensors["terminated"][0][at]
+    ended = ~is_transition[at + 1] & (at + 1 < head)  # what lies at the head waits for its action
     ends = ended.nonzero().flatten() + 1
     if not len(ends):
         raise ValueError("the replay holds no whole episode")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 
 import numpy as np
 import pytest
@@ -158,13 +159,14 @@ def test_frame_stacks_are_whole(capacity):
         assert torch.equal(stack, shown[number])
 
 
-def live(replay, rounds, start=0, num_envs=2):
-    """Adds, draws and new priorities in turn; returns what the last batches were."""
+def live(replay, rounds, start=0, num_envs=2, first_seed=0):
+    """Adds, draws and new priorities in turn; returns what the last batches were. No two seeds see the same."""
     seen = []
+    of_seeds = 100.0 * torch.arange(first_seed, first_seed + math.prod(replay.lead)).view(*replay.lead, 1, 1)
     for t in range(start, start + rounds):
         obs = torch.full((num_envs, 3), float(t)) + torch.arange(num_envs)[:, None] / 10
         step = make_step(obs + 1, float(t), terminated=t % 9 == 0)
-        obs, fields = obs.expand(*replay.lead, -1, -1), {n: getattr(step, n) for n in Step.__slots__}
+        obs, fields = (of_seeds + obs).view(*replay.lead, num_envs, 3), {n: getattr(step, n) for n in Step.__slots__}
         fields = {name: value.expand(*replay.lead, *value.shape) for name, value in fields.items()}
         replay.add(obs, obs[..., :2], Step(**fields))
         batch = replay.sample(8, 0.99, 3)
@@ -178,7 +180,7 @@ def test_a_population_draws_what_its_seeds_draw():
     found = live(together, 50)
     for index, seed in enumerate((3, 4)):
         alone = make_replay(60, 2, seed=seed)
-        for (obs, weight), (expected, its_weight) in zip(found, live(alone, 50), strict=True):
+        for (obs, weight), (expected, its_weight) in zip(found, live(alone, 50, first_seed=index), strict=True):
             assert torch.equal(obs[index], expected)
             assert torch.equal(weight[index], its_weight)
         assert torch.equal(leaves(together, index), leaves(alone))
@@ -186,8 +188,8 @@ def test_a_population_draws_what_its_seeds_draw():
 
 def test_a_seed_that_diverges_leaves_the_others_alone():
     together, alone = make_replay(60, 2, seed=[3, 4]), make_replay(60, 2, seed=4)
-    for replay in (together, alone):
-        live(replay, 20)
+    for first_seed, replay in enumerate((together, alone)):
+        live(replay, 20, first_seed=first_seed)
     errors = torch.rand(8, generator=torch.Generator().manual_seed(0))
     together.set_priorities(torch.stack([torch.full((8,), torch.nan), errors]))
     alone.set_priorities(errors)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import envs
 from agents.replay import Replay, fading_quantiles
-from envs import ObservationSpec
+from envs import ObservationSpec, Step
 from tests.agents.fakes import BOX, BUTTONS, CPU, FRAMES, VECTOR, make_step, stream
 
 
@@ -89,8 +89,65 @@ def test_every_sampled_transition_is_one_that_happened(num_envs, n_step, slots, 
         torch.testing.assert_close(batch.action[i], batch.obs[i, :2] / 10)
 
 
+def saved_and_read(replay: Replay) -> dict:
+    file = io.BytesIO()
+    torch.save(replay.state_dict(), file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    num_envs=st.integers(1, 3),
+    stack=st.sampled_from([1, 4]),
+    slots=st.integers(6, 24),
+    story=st.lists(st.tuples(st.sampled_from(["go on"] * 8 + ["clear", "restore"]), st.integers(0, 7)), max_size=70),
+)
+def test_what_may_be_drawn_is_what_is_stored_and_no_more(num_envs, stack, slots, story):
+    """All that came since the last `clear`, in slots that are not written next and with all their frames."""
+    spec = ObservationSpec((stack, 1, 1), torch.uint8, stack)
+    replay = make_replay(slots * num_envs, num_envs, spec, BUTTONS)
+    position, start = [0] * num_envs, [0] * num_envs
+    added: list[list[tuple[int, int]]] = [[] for _ in range(num_envs)]
+    obs, never = torch.zeros(num_envs, stack, 1, 1, dtype=torch.uint8), torch.zeros(num_envs, dtype=torch.bool)
+    for t, (event, ends) in enumerate(story):
+        if event == "clear":
+            replay.clear()
+            start = list(position)
+        if event == "restore":
+            before, replay = replay, make_replay(slots * num_envs, num_envs, spec, BUTTONS, seed=1)
+            for _ in range(ends * slots // 4):  # into a replay that has a past, or none
+                replay.add(obs, torch.zeros(num_envs, dtype=torch.int64), make_step(obs))
+            replay.load_state_dict(saved_and_read(before))
+            if not replay.is_empty:
+                assert torch.equal(replay._draw(50), before._draw(50))
+            assert torch.equal(replay.is_transition, before.is_transition)
+        ended = torch.tensor([bool(ends >> env & 1) for env in range(num_envs)])
+        replay.add(obs, torch.full((num_envs,), t), make_step(obs, 0.0, ended, never, obs))
+        for env in range(num_envs):
+            added[env].append((position[env], t))
+            position[env] += 1 + int(ended[env])
+        reachable = [
+            (env, t)
+            for env in range(num_envs)
+            for at, t in added[env]
+            if at >= start[env] and position[env] - 1 - at < slots - stack
+        ]
+        drawn = replay._draw(2_000)
+        assert {(row // slots, int(replay.action[row])) for row in drawn.tolist()} == set(reachable)
+        assert replay.count.sum() == len(reachable)
+
+
+def test_one_row_of_one_transition():
+    replay = make_replay()
+    story = Story(replay, 1)
+    for _ in range(40):
+        story.play([True], [False])
+        assert replay.sample(1, 0.9).terminated.tolist() == [True]
+
+
 def test_all_transitions_are_equally_likely():
-    """Half of the slots are boundaries here (every episode has one step), the hardest case for rejection."""
+    """Half of the slots are boundaries here: every episode has one step."""
     replay = make_replay(capacity=40)
     story = Story(replay, 1)
     for _ in range(10):
@@ -132,16 +189,23 @@ def test_quantiles_of_fading():
         assert (quantiles >= 1 - newest).double().mean().item() == pytest.approx(mass, abs=3e-5)
 
 
+def add_to_each(together: Replay, alone: list[Replay], t: int) -> None:
+    """A step of two environments to a population and to its seeds; no two seeds see or do the same."""
+    steps = []
+    for index, replay in enumerate(alone):
+        obs = torch.full((2, 3), t + 100.0 * index)
+        steps.append((obs, obs[:, :2] / 10, make_step(obs, 1.0, terminated=(t + index) % 9 == 0)))
+        replay.add(*steps[-1])
+    obs, action = (torch.stack([each[field] for each in steps]) for field in (0, 1))
+    fields = {name: torch.stack([getattr(step, name) for *_, step in steps]) for name in Step.__slots__}
+    together.add(obs, action, Step(**fields))
+
+
 def test_fading_population_draws_what_its_seeds_draw():
     together = make_replay(100, 2, seed=[3, 4], fading=True)
     alone = [make_replay(100, 2, seed=seed, fading=True) for seed in (3, 4)]
     for t in range(70):
-        obs = torch.full((2, 3), float(t))
-        step = make_step(obs, 1.0, terminated=t % 9 == 0)
-        for replay in alone:
-            replay.add(obs, obs[:, :2], step)
-        fields = {name: torch.stack([getattr(step, name)] * 2) for name in type(step).__slots__}
-        together.add(torch.stack([obs] * 2), torch.stack([obs[:, :2]] * 2), type(step)(**fields))
+        add_to_each(together, alone, t)
     batch = together.sample(30, 0.99)
     for index, replay in enumerate(alone):
         assert torch.equal(batch.obs[index], replay.sample(30, 0.99).obs)
@@ -239,10 +303,7 @@ def test_restored_replay_samples_the_same_batches():
     for k in range(25):
         story.play([k % 4 == 3, False], [False, k % 7 == 6])
     replay.sample(8, 0.99)
-    saved = io.BytesIO()
-    torch.save(replay.state_dict(), saved)
-    saved.seek(0)
-    other.load_state_dict(torch.load(saved, weights_only=True))
+    other.load_state_dict(saved_and_read(replay))
     story.play([False, False], [False, False])
     step_obs = story.obs
     other.add(*last_added(replay, story, step_obs))
@@ -261,6 +322,8 @@ def last_added(replay: Replay, story: Story, successor: torch.Tensor):
 def test_wrong_sizes_are_refused():
     with pytest.raises(ValueError, match="replay capacity must be at least 6"):
         make_replay(5, num_envs=2)
+    with pytest.raises(ValueError, match=r"a replay has less than 2147483648 slots, .* got 3000000000"):
+        make_replay(3_000_000_000)
     with pytest.raises(ValueError, match="n_step must be at least 1"):
         make_replay().sample(4, 0.99, n_step=0)
     small, large = make_replay(20), make_replay(40)
@@ -325,18 +388,13 @@ def test_after_clear_all_new_transitions_are_equally_likely(before, num_envs):
 def test_a_cleared_replay_is_saved_and_a_population_clears_all_its_seeds():
     together, alone = make_replay(60, 2, seed=[3, 4]), [make_replay(60, 2, seed=seed) for seed in (3, 4)]
     for t in range(40):
-        obs = torch.full((2, 3), float(t))
-        step = make_step(obs, 1.0, terminated=t % 9 == 0)
-        fields = {name: torch.stack([getattr(step, name)] * 2) for name in type(step).__slots__}
-        together.add(torch.stack([obs] * 2), torch.stack([obs[:, :2]] * 2), type(step)(**fields))
-        for replay in alone:
-            replay.add(obs, obs[:, :2], step)
+        add_to_each(together, alone, t)
         for replay in (together, *alone) if t == 24 else ():
             replay.clear()
     restored = make_replay(60, 2, seed=9)
     restored.load_state_dict(together.state_dict(1))
     batch, again = together.sample(50, 0.99), restored.sample(50, 0.99)
     assert torch.equal(batch.obs[1], again.obs)
-    assert batch.obs.min() >= 25
+    assert (batch.obs.amin((1, 2)) >= torch.tensor([25, 125])).all()
     for index, replay in enumerate(alone):
         assert torch.equal(batch.obs[index], replay.sample(50, 0.99).obs)

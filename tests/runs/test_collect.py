@@ -49,18 +49,20 @@ def test_rollouts_are_whole_episodes_in_the_order_they_began_and_the_same_again(
     assert fingerprint(data) == fingerprint(collected(1)) != fingerprint(collected(2))
 
 
-def test_a_ring_becomes_transitions_until_the_end_of_an_episode():
+@pytest.mark.parametrize(("slots", "steps_taken"), [(40, 12), (12, 10)])
+def test_a_ring_becomes_transitions_until_the_end_of_an_episode(slots, steps_taken):
+    """Also if a boundary fills its last slot."""
     spec = ObservationSpec((1,))
-    ring = Replay(40, 1, spec, box(1, 2.0), CPU, stream())
-    for t in range(12):
+    ring = Replay(slots, 1, spec, box(1, 2.0), CPU, stream())
+    for t in range(steps_taken):
         ended = t % 5 == 4
         step = make_step(torch.tensor([[t + 100.0]]), float(t), ended and t < 5, ended, torch.tensor([[t + 1.0]]))
         ring.add(torch.tensor([[float(t)]]), torch.tensor([[0.5]]), step)
     tensors = {"frame": ring.frame, "action": ring.action, "reward": ring.reward, "terminated": ring.terminated}
-    tensors |= {"ended": ring.ended, "is_transition": ring.is_transition}
+    tensors |= {"is_transition": ring.is_transition}
     whole = {name: tensor[None] for name, tensor in tensors.items()}
     for steps, kept in ((3, 5), (5, 5), (6, 10), (12, 10)):
-        data = ring_transitions(whole, ActionScale(box(1, 2.0), CPU), steps)
+        data = ring_transitions(whole, int(ring.head), ActionScale(box(1, 2.0), CPU), steps)
         assert data.reward.tolist() == list(range(kept))
         assert data.next_obs.flatten().tolist() == [t + 1 for t in range(kept)]
         assert (data.action == 1.0).all()

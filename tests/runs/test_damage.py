@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from agents.replay import Replay
 from runs import checkpoint, chunks
 from runs.cli import main
 from runs.config import RunConfig
@@ -78,6 +79,20 @@ def test_each_damaged_file_is_named_and_the_checkpoint_before_is_used(run, file,
 
 def test_a_run_goes_on_to_the_same_end_from_the_checkpoint_before(made, run, monkeypatch):
     monkeypatch.setattr(chunks, "CHUNK_BYTES", CHUNK_BYTES)
+    (checkpoint.newest(run) / "manifest.json").unlink()
+    (run / "status.json").unlink()
+    assert main(["resume", str(run), "--quiet"]) == 0
+    assert_same(run, made)
+
+
+def test_a_run_goes_on_from_rings_with_more_fields(made, tmp_path, monkeypatch):
+    """As those of an earlier version have; none of their chunks is shared."""
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", CHUNK_BYTES)
+    own = Replay._rings
+    with monkeypatch.context() as patch:
+        patch.setattr(Replay, "_rings", lambda self, seed: own(self, seed) | {"ended": own(self, seed)["terminated"]})
+        assert main([*TRAIN, "--out", str(tmp_path), "--name", "run"]) == 0
+    run = tmp_path / "run"
     (checkpoint.newest(run) / "manifest.json").unlink()
     (run / "status.json").unlink()
     assert main(["resume", str(run), "--quiet"]) == 0

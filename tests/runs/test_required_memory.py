@@ -36,12 +36,15 @@ def prepared(agent: str, *arguments: str):
 
 
 def test_bytes_of_a_transition_by_hand():
-    """Vector of 3, one action: obs and action and reward in float32, three flags; a frame of Pong is 84 x 84 bytes."""
+    """Vector of 3, one action: obs and action and reward in float32, two flags, and a place in the list of transitions in int32.
+
+    A frame of Pong is 84 x 84 bytes.
+    """
     _, one = prepared("sac", "--env", "gym/Pendulum-v1")
-    assert one.each == 4 * 3 + 4 * 1 + 4 + 3
+    assert one.each == 4 * 3 + 4 * 1 + 4 + 2 + 4
     assert not one.filled_at_once
     _, one = prepared("dqn", "--env", "atari/Pong")
-    assert one.each == 84 * 84 + 8 + 4 + 3
+    assert one.each == 84 * 84 + 8 + 4 + 2 + 4
     # Both observations, a count of rescues in int32, and for its rank a probability and their sum in float64.
     _, one = prepared("symphony", "--env", "gym/Pendulum-v1")
     assert one.each == 4 * (2 * 3 + 1 + 1) + 1 + 4 + 2 * 8
