@@ -175,8 +175,7 @@ class Replay:
         self.start = torch.zeros_like(self.head)  # the head at the last `clear`
         self._was_cleared = False  # so that transitions may be left that were not counted
         self.count = torch.zeros_like(self.head)  # transitions that may be drawn, for each environment
-        # Rows of transitions in the order of `add`, [T, S N]; the newest are at `_place`, which `_newest` repeats on the
-        # device.
+        # Rows of transitions in the order of `add`, [T, S N]; the newest are at `_place`, on the device at `_newest`.
         self._by_age = zeros((self.slots, envs), torch.int32, device)
         self._place = 0
         self._newest = torch.zeros(1, dtype=torch.int64, device=device)

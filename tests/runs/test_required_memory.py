@@ -36,7 +36,7 @@ def prepared(agent: str, *arguments: str):
 
 
 def test_bytes_of_a_transition_by_hand():
-    """Vector of 3, one action: obs and action and reward in float32, two flags, and a place in the list of transitions in int32.
+    """Vector of 3, one action: obs, action and reward in float32, two flags, a row of the list of transitions in int32.
 
     A frame of Pong is 84 x 84 bytes.
     """
