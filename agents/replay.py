@@ -2,7 +2,7 @@
 
 Each environment owns a ring of T slots. A slot holds an observation and what followed it:
 
-    slot p       obs_p, action_p, reward_p, terminated_p, truncated_p        a transition
+    slot p       obs_p, action_p, reward_p, terminated_p                     a transition
     slot p + 1   the successor of obs_p; the next transition starts here
 
 Where an episode ends at p, slot p + 1 keeps its true last observation and is no transition (a boundary slot), and the
@@ -133,7 +133,7 @@ class Replay:
     """A ring of `capacity` slots shared out over `num_envs` environments, sampled over its transitions.
 
     Both numbers are of one seed; there are as many seeds as `stream` has. fading: whether old transitions are sampled
-    less often, by `fade` of the slots' ranks, instead of uniformly.
+    less often, by `fade` of their ranks, instead of uniformly.
     """
 
     def __init__(
@@ -273,10 +273,10 @@ class Replay:
         count = self.count.view(*self.lead, self.num_envs)
         if self.num_envs == 1:
             return 0, number % count
-        behind = count.cumsum(-1)
-        number = number % behind[..., -1:]
-        env = torch.searchsorted(behind, number, right=True)
-        return env, number - (behind - count).gather(-1, env)
+        cumulative = count.cumsum(-1)
+        number = number % cumulative[..., -1:]
+        env = torch.searchsorted(cumulative, number, right=True)
+        return env, number - (cumulative - count).gather(-1, env)
 
     def _draw_by_age(self, batch_size: int) -> tuple[Tensor | int, Tensor]:
         """The same, all environments alike, and in each the ages by their weights."""
