@@ -75,7 +75,9 @@ def open_training(agent: str, env: str, capacity: int, run: Path, **changes: Any
     if replay.frame.is_floating_point():
         replay.frame.copy_(torch.randn(replay.frame.shape, generator=torch.Generator().manual_seed(1)))
     replay.is_transition.fill_(True)
+    replay.is_transition[0] = False  # at the head, where an observation waits for its action
     replay.head.fill_(replay.slots)
+    replay.load_state_dict(replay.state_dict())  # which lists the transitions
     training.agent.steps = replay.slots
     return training
 

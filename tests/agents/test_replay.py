@@ -128,9 +128,9 @@ def test_what_may_be_drawn_is_what_is_stored_and_no_more(num_envs, stack, slots,
             added[env].append((position[env], t))
             position[env] += 1 + int(ended[env])
         reachable = [
-            (env, t)
+            (env, number)
             for env in range(num_envs)
-            for at, t in added[env]
+            for at, number in added[env]
             if at >= start[env] and position[env] - 1 - at < slots - stack
         ]
         drawn = replay._draw(2_000)
